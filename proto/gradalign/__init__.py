@@ -1,0 +1,88 @@
+"""GradAlign: gradient-alignment curriculum for LLM reinforcement learning, after arXiv 2602.21492.
+
+This package is the contract that trainers and the scorer share, and the client. It needs numpy, httpx and msgpack;
+`gradalign.sketch` also needs torch (`pip install 'gradalign[sketch]'`).
+"""
+
+from gradalign.client import AsyncClient, Client
+from gradalign.errors import (
+    Conflict,
+    Fenced,
+    GradAlignError,
+    InvalidValue,
+    MalformedRequest,
+    MethodNotAllowed,
+    NotFound,
+    Overloaded,
+    PayloadTooLarge,
+    ProjectionMismatch,
+    RequestError,
+    RequestIdReused,
+    SketchError,
+    StalePolicy,
+    Unauthorized,
+    Unavailable,
+    UnavailableError,
+    Unreachable,
+    UnsupportedMediaType,
+    ValidationMismatch,
+    ValidationMissing,
+    WireError,
+)
+from gradalign.matrix import SketchMatrix
+from gradalign.messages import RefreshRequest, ScoreRequest, SelectRequest
+from gradalign.projection import Projection, parameters_digest
+from gradalign.replies import (
+    ProblemPage,
+    ProblemState,
+    Ranking,
+    RefreshReply,
+    RejectedProblem,
+    RoundRecord,
+    RunState,
+    Selection,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Conflict",
+    "Fenced",
+    "GradAlignError",
+    "InvalidValue",
+    "MalformedRequest",
+    "MethodNotAllowed",
+    "NotFound",
+    "Overloaded",
+    "PayloadTooLarge",
+    "ProblemPage",
+    "ProblemState",
+    "Projection",
+    "ProjectionMismatch",
+    "Ranking",
+    "RefreshReply",
+    "RefreshRequest",
+    "RejectedProblem",
+    "RequestError",
+    "RequestIdReused",
+    "RoundRecord",
+    "RunState",
+    "ScoreRequest",
+    "SelectRequest",
+    "Selection",
+    "SketchError",
+    "SketchMatrix",
+    "StalePolicy",
+    "Unauthorized",
+    "Unavailable",
+    "UnavailableError",
+    "Unreachable",
+    "UnsupportedMediaType",
+    "ValidationMismatch",
+    "ValidationMissing",
+    "WireError",
+    "__version__",
+    "parameters_digest",
+]

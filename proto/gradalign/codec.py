@@ -1,0 +1,158 @@
+"""The bytes of the wire: a sketch request as msgpack, everything else as msgpack or JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgpack
+
+from gradalign.errors import InvalidValue, MalformedRequest, UnsupportedMediaType
+from gradalign.messages import RefreshRequest, ScoreRequest
+
+__all__ = [
+    "JSON",
+    "MAX_HEADER_BYTES",
+    "MSGPACK",
+    "decode_json",
+    "decode_request",
+    "decode_value",
+    "encode_request",
+    "encode_value",
+    "split_body",
+]
+
+JSON = "application/json"
+MSGPACK = "application/msgpack"
+MAX_HEADER_BYTES = 16 << 20
+_FIRST_FEED = 64 << 10
+_BIN_LENGTH_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
+
+Sketched = TypeVar("Sketched", ScoreRequest, RefreshRequest)
+
+
+def encode_request(request: ScoreRequest | RefreshRequest) -> list[bytes | memoryview]:
+    """The body of a request as consecutive parts: header and bin prefix in one, then the sketches, not copied."""
+    data = request.sketches.data
+    if data.nbytes >= 1 << 32:
+        raise InvalidValue(
+            f"the sketches hold {data.nbytes} bytes; expected less than 4 GiB. Split the pool over several requests.",
+            param="sketches",
+        )
+    packer = msgpack.Packer()
+    head: bytes = packer.pack(request.header()) + packer.pack_bin_header(data.nbytes)
+    return [head, data]
+
+
+def split_body(body: memoryview) -> tuple[Any, memoryview]:
+    """The header and the bytes of the bin, viewed in place, of a msgpack body.
+
+    Raises:
+        MalformedRequest: not a header map followed by exactly one bin that ends with the body.
+    """
+    header, start = _read_header(body)
+    if len(body) <= start:
+        raise MalformedRequest(
+            f"the body ends after its header, at byte {start}; expected a msgpack bin with the sketches behind it."
+        )
+    width = _BIN_LENGTH_BYTES.get(body[start])
+    if width is None:
+        raise MalformedRequest(
+            f"byte {start}, behind the header, is 0x{body[start]:02x}; expected a msgpack bin (0xc4, 0xc5 or 0xc6) "
+            "with the sketches. Pack the sketches as bytes, not as a list or a string."
+        )
+    begin = start + 1 + width
+    declared = int.from_bytes(body[start + 1 : begin], "big")
+    present = len(body) - begin
+    if declared != present:
+        fault = "truncated" if present < declared else "followed by other bytes"
+        raise MalformedRequest(
+            f"the bin declares {declared} bytes and {max(present, 0)} are there: the body is {fault}. Send two msgpack "
+            "objects and nothing else."
+        )
+    return header, body[begin:]
+
+
+def _read_header(body: memoryview) -> tuple[Any, int]:
+    limit = min(len(body), MAX_HEADER_BYTES)
+    feed = min(_FIRST_FEED, limit)
+    while True:
+        unpacker = msgpack.Unpacker(max_buffer_size=MAX_HEADER_BYTES, max_ext_len=0, strict_map_key=True)
+        unpacker.feed(body[:feed])
+        try:
+            return unpacker.unpack(), unpacker.tell()
+        except msgpack.OutOfData:
+            if feed == limit:
+                raise MalformedRequest(
+                    f"the header does not end within {limit} bytes: the body is truncated, or its header larger than "
+                    f"{MAX_HEADER_BYTES} bytes. Send a complete msgpack map first."
+                ) from None
+            feed = min(feed * 4, limit)
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise MalformedRequest(
+                f"the header is not msgpack ({type(error).__name__}: {error}); expected a map with string keys."
+            ) from None
+
+
+def decode_request(message: type[Sketched], content_type: str, body: memoryview) -> Sketched:
+    """A /score or /refresh_validation request from its bytes; the sketches are a view of `body` for msgpack.
+
+    Args:
+        message: ScoreRequest or RefreshRequest.
+        content_type: the Content-Type header; parameters after `;` are ignored.
+        body: the whole body.
+
+    Raises:
+        UnsupportedMediaType, MalformedRequest, InvalidValue
+    """
+    kind = media_type(content_type)
+    if kind == MSGPACK:
+        return message.from_header(*split_body(body))
+    if kind == JSON:
+        return message.from_json(decode_json(body))
+    raise UnsupportedMediaType(
+        f"Content-Type is {content_type[:80]!r}; expected {MSGPACK} or {JSON}.", param="Content-Type"
+    )
+
+
+def media_type(content_type: str) -> str:
+    """The media type without parameters, in lower case; msgpack's unregistered spelling is taken too."""
+    kind = content_type.split(";", 1)[0].strip().lower()
+    return MSGPACK if kind in ("application/x-msgpack", "application/vnd.msgpack") else kind
+
+
+def decode_json(body: bytes | memoryview) -> Any:
+    """A JSON value, or MalformedRequest with the place of the fault."""
+    try:
+        return json.loads(bytes(body))
+    except (ValueError, RecursionError) as error:
+        raise MalformedRequest(f"the body is not JSON: {error}.") from None
+
+
+def encode_value(value: Mapping[str, Any], content_type: str) -> bytes:
+    """A reply, an error or a small request in the given encoding; non-finite numbers are refused by JSON."""
+    if content_type == MSGPACK:
+        packed: bytes = msgpack.packb(value)
+        return packed
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+
+
+def decode_value(body: bytes, content_type: str) -> Any:
+    """A value from either encoding, by Content-Type.
+
+    Raises:
+        MalformedRequest: the bytes are not what the Content-Type says.
+        UnsupportedMediaType: neither msgpack nor JSON.
+    """
+    kind = media_type(content_type)
+    if kind == JSON:
+        return decode_json(body)
+    if kind != MSGPACK:
+        raise UnsupportedMediaType(
+            f"Content-Type is {content_type[:80]!r}; expected {MSGPACK} or {JSON}.", param="Content-Type"
+        )
+    try:
+        return msgpack.unpackb(body, max_ext_len=0)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise MalformedRequest(f"the body is not msgpack ({type(error).__name__}: {error}).") from None

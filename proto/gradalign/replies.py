@@ -1,0 +1,253 @@
+"""The replies of the wire. Who makes one: the scorer. Who reads one: a trainer, through a client.
+
+Keys that a newer scorer adds are ignored, so an older client keeps working.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+from gradalign.errors import MalformedRequest
+
+__all__ = [
+    "ProblemPage",
+    "ProblemState",
+    "Ranking",
+    "RefreshReply",
+    "RejectedProblem",
+    "RoundRecord",
+    "RunState",
+    "Selection",
+]
+
+
+class _Reply:
+    """Reads a reply from a map and writes it as one."""
+
+    def to_map(self) -> dict[str, Any]:
+        """The map that goes on the wire."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]
+
+    @classmethod
+    def from_map(cls, value: Any) -> Self:
+        """Read the wire's map, ignoring keys this version does not know."""
+        if not isinstance(value, Mapping):
+            raise MalformedRequest(f"the reply is a {type(value).__name__}; expected a map for {cls.__name__}.")
+        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        try:
+            return cls(**{key: item for key, item in value.items() if key in known})
+        except TypeError as error:
+            raise MalformedRequest(f"the reply is not a {cls.__name__}: {error}.") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RejectedProblem(_Reply):
+    """A row that was left out, and why (NaN or Inf among its values)."""
+
+    problem_id: str
+    reason: str
+
+
+def _rejected(rows: Any) -> list[RejectedProblem]:
+    return [row if isinstance(row, RejectedProblem) else RejectedProblem.from_map(row) for row in rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking(_Reply):
+    """The answer of `POST /score`: columns of equal length, ranked best first; ties by problem id.
+
+    Attributes:
+        run_id: the training job.
+        policy_version: as sent.
+        validation_version: the validation gradient that every alignment here was computed against; None where the
+            strategy uses none and the run holds none.
+        validation_policy_version: the policy that validation gradient was taken at.
+        strategy: the rule that ranked.
+        problem_ids: the scored problems.
+        priorities: what the ranking sorts by.
+        alignments: cosine with the validation gradient, in [-1, 1]; None for all where the run holds no validation.
+        weights: share of its gradient that each group should keep when training on all of them, in [0, 1].
+        norms: gradient norms, exact where they were sent.
+        no_signal: problems whose sketch is zero (all rollouts had the same reward): alignment 0.
+        selected: the best `select` of this request.
+        rejected: rows left out, each with a reason.
+        reliability: expected Pearson correlation of sketched with exact alignments, in [0, 1]; 1 with `dots`; None
+            for fewer than 3 problems with a signal.
+        advised_dim: the dim at which `reliability` would reach 0.95, where it is below 0.9; else None.
+        request_id: as sent.
+    """
+
+    run_id: str
+    policy_version: int
+    validation_version: int | None
+    validation_policy_version: int | None
+    strategy: str
+    problem_ids: list[str]
+    priorities: list[float]
+    alignments: list[float] | None
+    weights: list[float]
+    norms: list[float]
+    no_signal: list[str]
+    selected: list[str]
+    rejected: list[RejectedProblem]
+    reliability: float | None = None
+    advised_dim: int | None = None
+    request_id: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rejected", _rejected(self.rejected))
+
+    def weight_of(self) -> dict[str, float]:
+        """Weight by problem id."""
+        return dict(zip(self.problem_ids, self.weights, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefreshReply(_Reply):
+    """The answer of `POST /refresh_validation`.
+
+    Attributes:
+        run_id: the training job.
+        policy_version: as sent.
+        validation_version: 1 for the run's first validation gradient, then counting up.
+        problems: how many problems went into it.
+        coherence: norm of the mean unit gradient: 1 when all validation problems agree, about 1/sqrt(n) when they
+            share nothing.
+        rejected: rows left out, each with a reason.
+        request_id: as sent.
+    """
+
+    run_id: str
+    policy_version: int
+    validation_version: int
+    problems: int
+    coherence: float
+    rejected: list[RejectedProblem]
+    request_id: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rejected", _rejected(self.rejected))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection(_Reply):
+    """The answer of `POST /select`.
+
+    Attributes:
+        run_id: the training job.
+        policy_version: as sent.
+        selected: the picked problems, best first.
+        priorities: the shrunken priority of each; None for a problem never scored.
+        explored: those of `selected` that the exploration share picked.
+        request_id: as sent.
+    """
+
+    run_id: str
+    policy_version: int
+    selected: list[str]
+    priorities: list[float | None]
+    explored: list[str]
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState(_Reply):
+    """What the scorer holds of a run: the answer of `GET /runs/{run}`.
+
+    Attributes:
+        run_id: the training job.
+        epoch: highest fencing token seen.
+        policy_version: highest policy version seen.
+        projection: the run's projection map.
+        strategy: the default of a /score that names none.
+        validation_version: current validation version; 0 before the first.
+        validation_policy_version: the policy it was taken at.
+        validation_problems: how many problems went into it.
+        coherence: its coherence.
+        reliability: of the last scored request that had one.
+        problems: how many problems were ever scored.
+        rounds: how many requests were committed.
+        created_at: Unix time in seconds.
+        updated_at: Unix time in seconds.
+    """
+
+    run_id: str
+    epoch: int
+    policy_version: int
+    projection: dict[str, Any] | None
+    strategy: str
+    validation_version: int
+    validation_policy_version: int | None
+    validation_problems: int
+    coherence: float | None
+    reliability: float | None
+    problems: int
+    rounds: int
+    created_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemState(_Reply):
+    """What the scorer remembers of a problem: a row of `GET /runs/{run}/problems`.
+
+    Attributes:
+        problem_id: the problem.
+        priority: as last ranked.
+        alignment: as last scored; None where no validation gradient was held.
+        policy_version: at which it was last scored.
+        times_scored: how often.
+        times_selected: how often it was marked or picked.
+        pass_rate: as last sent; None where never sent.
+        history: oldest first, the last few `{policy_version, alignment}`; only in `GET /runs/{run}/problems/{id}`.
+    """
+
+    problem_id: str
+    priority: float
+    alignment: float | None
+    policy_version: int
+    times_scored: int
+    times_selected: int
+    pass_rate: float | None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemPage(_Reply):
+    """A page of problems by priority. `next` is the cursor of the next page, None on the last one."""
+
+    problems: list[ProblemState]
+    next: str | None = None
+
+    def __post_init__(self) -> None:
+        rows = [row if isinstance(row, ProblemState) else ProblemState.from_map(row) for row in self.problems]
+        object.__setattr__(self, "problems", rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRecord(_Reply):
+    """One committed request, as `GET /runs/{run}/rounds` lists it.
+
+    Attributes:
+        round: counts up from 1 within the run.
+        kind: `score`, `refresh`, `select` or `restore`.
+        at: Unix time in seconds.
+        policy_version: of the request.
+        validation_version: that the request used or made; None where there was none.
+        problems: rows that were taken.
+        selected: how many were selected.
+        summary: figures for plots: `strategy`, `alignment_quantiles` (0, .1, .25, .5, .75, .9, 1),
+            `selected_alignment`, `no_signal`, `rejected`, `mean_pass_rate`, `coherence`, `reliability`; each present
+            where it applies.
+    """
+
+    round: int
+    kind: str
+    at: float
+    policy_version: int
+    validation_version: int | None
+    problems: int
+    selected: int
+    summary: dict[str, Any] = field(default_factory=dict)

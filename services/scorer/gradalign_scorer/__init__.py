@@ -1,0 +1,1 @@
+"""The GradAlign scoring service."""
