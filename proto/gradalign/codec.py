@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgpack
 
 from gradalign.errors import InvalidValue, MalformedRequest, UnsupportedMediaType
-from gradalign.messages import RefreshRequest, ScoreRequest
+from gradalign.messages import MAX_PROBLEMS, RefreshRequest, ScoreRequest
 
 __all__ = [
     "JSON",
@@ -27,6 +27,8 @@ JSON = "application/json"
 MSGPACK = "application/msgpack"
 MAX_HEADER_BYTES = 16 << 20
 _FIRST_FEED = 64 << 10
+# msgpack allocates a list of the declared length before it reads one element: nested declarations must stay small.
+_LIMITS = {"max_array_len": 2 * MAX_PROBLEMS, "max_map_len": 64, "max_ext_len": 0}
 _BIN_LENGTH_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 
 Sketched = TypeVar("Sketched", ScoreRequest, RefreshRequest)
@@ -40,9 +42,13 @@ def encode_request(request: ScoreRequest | RefreshRequest) -> list[bytes | memor
             f"the sketches hold {data.nbytes} bytes; expected less than 4 GiB. Split the pool over several requests.",
             param="sketches",
         )
-    packer = msgpack.Packer()
-    head: bytes = packer.pack(request.header()) + packer.pack_bin_header(data.nbytes)
-    return [head, data]
+    header: bytes = msgpack.packb(request.header())
+    return [header + _bin_prefix(data.nbytes), data]
+
+
+def _bin_prefix(length: int) -> bytes:
+    code, width = next((c, w) for c, w in _BIN_LENGTH_BYTES.items() if length < 1 << 8 * w)
+    return bytes([code]) + length.to_bytes(width, "big")
 
 
 def split_body(body: memoryview) -> tuple[Any, memoryview]:
@@ -78,7 +84,7 @@ def _read_header(body: memoryview) -> tuple[Any, int]:
     limit = min(len(body), MAX_HEADER_BYTES)
     feed = min(_FIRST_FEED, limit)
     while True:
-        unpacker = msgpack.Unpacker(max_buffer_size=MAX_HEADER_BYTES, max_ext_len=0, strict_map_key=True)
+        unpacker = msgpack.Unpacker(max_buffer_size=MAX_HEADER_BYTES, strict_map_key=True, **_LIMITS)
         unpacker.feed(body[:feed])
         try:
             return unpacker.unpack(), unpacker.tell()

@@ -1,0 +1,47 @@
+# GradAlign: `make demo` and `make test` work on a fresh machine with Python 3.11+ and make.
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# One torch thread per process: the tests and the demo run two processes side by side.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help install demo test lint format bench serve clean
+help:
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## make .venv and install everything into it
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "gradalign needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "==> 1/3 making $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { echo "python3 has no venv module; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "==> 2/3 installing $(TORCH) (set TORCH=... for another build)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	@echo "==> 3/3 installing gradalign with the scorer, the trainer and the test tools"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(STAMP)
+	@echo "==> installed; $$($(BIN)/gradalign --version)"
+
+demo: $(STAMP) ## train a tiny model by GRPO, choosing problems at random and by alignment
+	@$(BIN)/gradalign demo
+
+serve: $(STAMP) ## run the scorer on 127.0.0.1:8000 with an embedded store
+	@$(BIN)/gradalign serve
+
+test: $(STAMP) ## run every test
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(STAMP) ## ruff and mypy --strict
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: $(STAMP) ## ruff's formatter and fixes
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## every benchmark; figures go to docs/
+	@for bench in tests/bench/bench_*.py; do echo "==> $$bench"; $(BIN)/python $$bench || exit 1; done
+
+clean: ## remove what make made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,69 @@
+"""Writes `codec.json`: requests as a header map, their sketches, and the bytes they must become on the wire.
+
+    python proto/vectors/make_codec.py
+
+Floats of the sketches are exact in their dtype, so any implementation must reproduce the bytes of the bin, and read the
+header back as it stands here. Map keys may come in any order; `body` has them in ours.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gradalign import Projection, RefreshRequest, ScoreRequest, SketchMatrix, parameters_digest
+from gradalign.codec import encode_request
+
+SHAPES = {"embed.weight": (7, 4), "layers.0.weight": (4, 4), "layers.0.bias": (4,)}
+PROJECTION = Projection(dim=4, seed=17, parameters=parameters_digest(SHAPES))
+ROWS = [[0.5, -1.25, 0.0, 2.0], [0.0, 0.0, 0.0, 0.0], [-3.0, 1.5, 0.25, -0.125]]
+COMMON: dict[str, Any] = {
+    "run_id": "golden",
+    "projection": PROJECTION,
+    "problem_ids": ["math/1", "zero", "Größe-3"],
+}
+
+
+def requests() -> dict[str, ScoreRequest | RefreshRequest]:
+    """The requests by name."""
+    half = SketchMatrix.of(np.array(ROWS, dtype=np.float16))
+    brain = SketchMatrix.of(torch.tensor(ROWS, dtype=torch.bfloat16))
+    single = SketchMatrix.of(np.array(ROWS, dtype=np.float32))
+    columns: dict[str, Any] = {"norms": [2.5, 0.0, 3.5], "rollouts": [8, 8, 8], "tokens": [90, 64, 1200]}
+    exact: dict[str, Any] = {"dots": [0.5, 0.0, -0.25], "dots_version": 3, "pass_rates": [0.5, 1.0, 0.125]}
+    choice: dict[str, Any] = {"strategy": "cosine", "select": 2, "request_id": "0123abcd", "epoch": 2}
+    return {
+        "score_minimal_float32": ScoreRequest(**COMMON, policy_version=0, sketches=single),
+        "score_every_key_float16": ScoreRequest(
+            **COMMON, policy_version=12, sketches=half, **columns, **exact, **choice
+        ),
+        "refresh_bfloat16": RefreshRequest(
+            **COMMON, policy_version=12, sketches=brain, tokens=[90, 64, 1200], aggregation="pooled", request_id="r-1"
+        ),
+    }
+
+
+def vectors() -> dict[str, Any]:
+    """The content of `codec.json`."""
+    return {
+        "projection": {"shapes": SHAPES, "map": PROJECTION.to_map()},
+        "rows": ROWS,
+        "requests": {
+            name: {
+                "path": "/score" if isinstance(request, ScoreRequest) else "/refresh_validation",
+                "header": request.header(),
+                "bin_hex": bytes(request.sketches.data).hex(),
+                "body_hex": b"".join(encode_request(request)).hex(),
+            }
+            for name, request in requests().items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    text = json.dumps(vectors(), indent=2, ensure_ascii=False) + "\n"
+    Path(__file__).with_name("codec.json").write_text(text, encoding="utf-8")
