@@ -1,0 +1,273 @@
+"""Which problems to train on next: the scorer's choice, or a random one where the scorer is away.
+
+Fail-open: the trainer never stops for the scorer. When it stays away past the client's retries, the round goes on with
+a random choice, says so and counts it; the scorer is then asked once a round, without retries, until it is back. A
+request that the scorer refuses is a fault of the setup and is raised, with one exception: a missing validation
+gradient (the store was lost, say) means that the caller has to refresh it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from torch import Tensor
+
+from gradalign import Client
+from gradalign.errors import NotFound, UnavailableError, ValidationMissing
+from gradalign.projection import Projection
+from gradalign.replies import Ranking, RefreshReply
+
+__all__ = ["Choice", "Curriculum", "Measured", "ScorerAddress"]
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerAddress:
+    """Where the scorer is and how long to wait for it.
+
+    Attributes:
+        url: base URL.
+        api_key: bearer token; None for none.
+        timeout: seconds to wait for a reply.
+        retries: tries after the first.
+        epoch: fencing token; higher after each restart of the run.
+    """
+
+    url: str
+    api_key: str | None = None
+    timeout: float = 30.0
+    retries: int = 5
+    epoch: int = 0
+
+    def connect(self, run_id: str, *, retries: int | None = None) -> Client:
+        """A client of one run."""
+        return Client(
+            self.url,
+            run_id=run_id,
+            api_key=self.api_key,
+            epoch=self.epoch,
+            timeout=self.timeout,
+            retries=self.retries if retries is None else retries,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Gradients of problems, as the scorer takes them; row i everywhere is problem i.
+
+    Attributes:
+        problem_ids: distinct ids, P of them.
+        sketches: float32 [P, dim], on the CPU.
+        norms: exact gradient norms.
+        tokens: completion tokens of the group.
+        rollouts: group sizes.
+        pass_rates: mean rewards, clipped to [0, 1].
+    """
+
+    problem_ids: Sequence[str]
+    sketches: Tensor
+    norms: Sequence[float]
+    tokens: Sequence[int]
+    rollouts: Sequence[int]
+    pass_rates: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a round trains on.
+
+    Attributes:
+        selected: problem ids, best first.
+        weights: by problem id, in [0, 1].
+        ranking: the scorer's reply; None where the choice was made here.
+        fallback: the scorer was wanted and away.
+    """
+
+    selected: Sequence[str]
+    weights: dict[str, float] = field(default_factory=dict)
+    ranking: Ranking | None = None
+    fallback: bool = False
+
+
+class Curriculum:
+    """The trainer's side of the scorer.
+
+    Args:
+        run_id: of the run.
+        scorer: where it is; None chooses at random throughout.
+        strategy: the scorer's strategy.
+        aggregation: of validation sketches.
+        projection: of the sketches.
+        seed: of random choices.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        scorer: ScorerAddress | None,
+        *,
+        strategy: str,
+        aggregation: str,
+        projection: Projection,
+        seed: int,
+    ) -> None:
+        self._client = scorer.connect(run_id) if scorer else None
+        self._probe = scorer.connect(run_id, retries=0) if scorer else None
+        self._url = scorer.url if scorer else ""
+        self._strategy = strategy
+        self._aggregation = aggregation
+        self._projection = projection
+        self._seed = seed
+        self._away = False
+        self._pending_restore: str | None = None
+        self.fallbacks = 0
+        self.requests = 0
+        self.scored = 0
+        self.validation: RefreshReply | None = None
+        self.needs_validation = self.adaptive
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the scorer chooses; otherwise nothing has to be measured."""
+        return self._client is not None
+
+    @property
+    def away(self) -> bool:
+        """Whether the last request found no scorer."""
+        return self._away
+
+    def reachable(self) -> bool:
+        """Whether to spend rollouts on scoring. Asks a scorer that was away once more, and restores what is pending."""
+        if self.adaptive and (self._away or self._pending_restore):
+            self._attempt("health", lambda client: client.health())
+        return self.adaptive and not self._away
+
+    def refresh_validation(self, measured: Measured, *, policy_version: int) -> RefreshReply | None:
+        """Replace the validation gradient; None where the scorer is away."""
+        reply = self._attempt(
+            "refresh_validation",
+            lambda client: client.refresh_validation(
+                measured.problem_ids,
+                measured.sketches,
+                policy_version=policy_version,
+                projection=self._projection,
+                norms=measured.norms,
+                tokens=measured.tokens,
+                rollouts=measured.rollouts,
+                aggregation=self._aggregation,
+            ),
+        )
+        if reply is not None:
+            self.validation, self.needs_validation = reply, False
+        return reply
+
+    def choose(self, measured: Measured, count: int, *, policy_version: int, round_number: int) -> Choice:
+        """The best `count` problems of those measured, and every one's weight.
+
+        Where the scorer is away or holds no validation gradient, the choice is random and all weights are 1.
+        """
+        try:
+            ranking = self._attempt(
+                "score",
+                lambda client: client.score(
+                    measured.problem_ids,
+                    measured.sketches,
+                    policy_version=policy_version,
+                    projection=self._projection,
+                    norms=measured.norms,
+                    tokens=measured.tokens,
+                    rollouts=measured.rollouts,
+                    pass_rates=measured.pass_rates,
+                    strategy=self._strategy,
+                    select=count,
+                ),
+            )
+        except ValidationMissing:
+            logger.warning(
+                "The scorer at %s holds no validation gradient of this run; it will be refreshed.", self._url
+            )
+            self.needs_validation, ranking = True, None
+        if ranking is None:
+            return self.choose_at_random(measured.problem_ids, count, round_number=round_number)
+        self.scored += len(ranking.problem_ids)
+        weights = dict(zip(ranking.problem_ids, ranking.weights, strict=True))
+        return Choice(selected=ranking.selected, weights=weights, ranking=ranking)
+
+    def choose_at_random(self, problem_ids: Sequence[str], count: int, *, round_number: int) -> Choice:
+        """A seeded uniform choice; counted as a fallback where the scorer was wanted."""
+        rng = random.Random(f"choice/{self._seed}/{round_number}")
+        if self.adaptive:
+            self.fallbacks += 1
+            logger.warning(
+                "Round %d chooses at random: the scorer at %s gave no ranking (%d such rounds so far).",
+                round_number,
+                self._url,
+                self.fallbacks,
+            )
+        return Choice(
+            selected=rng.sample(list(problem_ids), min(count, len(problem_ids))),
+            weights=dict.fromkeys(problem_ids, 1.0),
+            fallback=self.adaptive,
+        )
+
+    def snapshot(self, name: str) -> str | None:
+        """Keep the curriculum under a name; the name, or None where it could not be kept."""
+        if not self.adaptive:
+            return None
+
+        def keep(client: Client) -> str:
+            client.snapshot(name)
+            return name
+
+        try:
+            kept = self._attempt("snapshot", keep)
+        except NotFound:
+            kept = None  # nothing was scored yet
+        if kept is None:
+            logger.warning("Checkpoint %s has no curriculum snapshot: the scorer holds nothing or is away.", name)
+        return kept
+
+    def restore_later(self, name: str) -> None:
+        """Put the curriculum back to a snapshot before the next request, whenever the scorer is there."""
+        self._pending_restore = name
+
+    def close(self) -> None:
+        """Close the connections."""
+        for client in (self._client, self._probe):
+            if client is not None:
+                client.close()
+
+    def _attempt(self, what: str, request: Callable[[Client], T]) -> T | None:
+        """The reply, or None where the scorer is away."""
+        assert self._client is not None
+        assert self._probe is not None
+        client = self._probe if self._away else self._client
+        try:
+            self._restore(client)
+            reply = request(client)
+        except UnavailableError as error:
+            if not self._away:
+                logger.warning("The scorer is away, training goes on without it: %s: %s", what, error)
+            self._away = self.needs_validation = True
+            return None
+        if self._away:
+            logger.warning("The scorer at %s is back.", self._url)
+        self._away = False
+        self.requests += 1
+        return reply
+
+    def _restore(self, client: Client) -> None:
+        if self._pending_restore is None:
+            return
+        try:
+            client.restore(self._pending_restore)
+            self.needs_validation = False
+        except NotFound as error:
+            logger.warning("The curriculum starts anew: snapshot %s is gone: %s", self._pending_restore, error)
+        self._pending_restore = None

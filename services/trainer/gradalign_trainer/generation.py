@@ -1,0 +1,186 @@
+"""Rollouts: batched sampling from any Hugging Face causal LM, with a KV cache.
+
+Every prompt is prefilled once; its cache is then repeated for the rollouts of its group. Log-probabilities are not
+kept: the gradient is taken at the very weights that sampled, where the importance ratio is 1.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["RolloutBatch", "Sampling", "encode_prompts", "generate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample.
+
+    Attributes:
+        group_size: rollouts per prompt.
+        max_new_tokens: longest completion, the end token included.
+        temperature: divides the logits; 0 takes the likeliest token.
+        prompts_per_batch: prompts generated at once; bounds memory.
+    """
+
+    group_size: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    prompts_per_batch: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutBatch:
+    """Rollouts of P prompts, G each; row p*G + i is rollout i of prompt p.
+
+    Attributes:
+        prompt_ids: int64 [P, Tp], padded on the left.
+        prompt_mask: int64 [P, Tp], 1 on real tokens.
+        completion_ids: int64 [P*G, Tc], padded on the right; the end token is part of the completion.
+        completion_mask: int64 [P*G, Tc], 1 on sampled tokens.
+        texts: P*G completions, decoded without special tokens.
+        group_size: G.
+        temperature: that the tokens were sampled at; the policy gradient is taken at the same.
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    completion_ids: Tensor
+    completion_mask: Tensor
+    texts: Sequence[str]
+    group_size: int
+    temperature: float
+
+    @property
+    def tokens(self) -> Tensor:
+        """Completion tokens per group, int64 [P]."""
+        return self.completion_mask.sum(1).view(-1, self.group_size).sum(1)
+
+    def groups(self, prompts: Sequence[int]) -> RolloutBatch:
+        """The rollouts of some of the prompts, in the order given, trimmed to their longest."""
+        picked = torch.as_tensor(prompts, device=self.prompt_ids.device)
+        rows = (picked[:, None] * self.group_size + torch.arange(self.group_size, device=picked.device)).flatten()
+        mask, prompt_mask = self.completion_mask[rows], self.prompt_mask[picked]
+        longest = int(mask.sum(1).max())
+        start = prompt_mask.shape[1] - int(prompt_mask.sum(1).max())
+        return RolloutBatch(
+            prompt_ids=self.prompt_ids[picked, start:],
+            prompt_mask=prompt_mask[:, start:],
+            completion_ids=self.completion_ids[rows, :longest],
+            completion_mask=mask[:, :longest],
+            texts=[self.texts[row] for row in rows.tolist()],
+            group_size=self.group_size,
+            temperature=self.temperature,
+        )
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Token ids and mask of the prompts, int64 [P, Tp] each, padded on the left."""
+    batch = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=True)
+    return batch["input_ids"].to(device), batch["attention_mask"].to(device)
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token ids that end a completion."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    configured = configured if isinstance(configured, list) else [configured]
+    return sorted({int(token) for token in [*configured, tokenizer.eos_token_id] if token is not None})
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    generator: torch.Generator,
+) -> RolloutBatch:
+    """Sample `group_size` completions of every prompt.
+
+    Args:
+        model: a causal LM; it is put in evaluation mode for the while.
+        tokenizer: the model's.
+        prompts: texts, at least one.
+        sampling: how.
+        generator: of random numbers, on the model's device.
+    """
+    was_training = model.training
+    model.eval()
+    prompt_ids, prompt_mask = encode_prompts(tokenizer, prompts, model.device)
+    ends = end_tokens(model, tokenizer)
+    pad = int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else ends[0]
+    sampler = _Sampler(model, sampling, torch.tensor(ends, device=model.device), pad, generator)
+    size = sampling.prompts_per_batch
+    parts = [sampler.complete(*part) for part in zip(prompt_ids.split(size), prompt_mask.split(size), strict=True)]
+    model.train(was_training)
+    tokens, mask = (torch.cat(column) for column in zip(*parts, strict=True))
+    longest = int(mask.sum(1).max())
+    tokens, mask = tokens[:, :longest], mask[:, :longest]
+    return RolloutBatch(
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        completion_ids=tokens,
+        completion_mask=mask,
+        texts=tokenizer.batch_decode(tokens, skip_special_tokens=True),
+        group_size=sampling.group_size,
+        temperature=sampling.temperature,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampler:
+    model: PreTrainedModel
+    sampling: Sampling
+    ends: Tensor
+    pad: int
+    generator: torch.Generator
+
+    def complete(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and mask of a group for every prompt, int64 [P*G, max_new_tokens] each."""
+        steps = list(self._steps(ids, mask))
+        tokens, live = (torch.stack(column, dim=1) for column in zip(*steps, strict=True))
+        spare = (0, self.sampling.max_new_tokens - len(steps))
+        return functional.pad(tokens, spare, value=self.pad), functional.pad(live.long(), spare)
+
+    def _steps(self, ids: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (token, live) [P*G] step by step: the sampled token, and whether it belongs to its completion."""
+        group_size = self.sampling.group_size
+        accepts = inspect.signature(self.model.forward).parameters
+        cache_name = "cache" if "cache" in accepts else "past_key_values"  # the name changed within transformers 5
+        last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        output = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **last_only)
+        cache = getattr(output, cache_name)
+        cache.batch_repeat_interleave(group_size)
+        logits = output.logits[:, -1].repeat_interleave(group_size, dim=0)
+        mask = mask.repeat_interleave(group_size, dim=0)
+        position = positions[:, -1:].repeat_interleave(group_size, dim=0)
+        live = torch.ones(len(mask), dtype=torch.bool, device=ids.device)
+        for step in range(self.sampling.max_new_tokens):
+            token = torch.where(live, self._draw(logits), self.pad)
+            yield token, live
+            live = live & ~torch.isin(token, self.ends)
+            if step + 1 == self.sampling.max_new_tokens or not live.any():
+                return
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            position = position + 1
+            fed: dict[str, Any] = {cache_name: cache}
+            output = self.model(
+                input_ids=token[:, None], attention_mask=mask, position_ids=position, use_cache=True, **fed
+            )
+            logits = output.logits[:, -1]
+
+    def _draw(self, logits: Tensor) -> Tensor:
+        if self.sampling.temperature == 0:
+            return logits.argmax(-1)
+        probabilities = torch.softmax(logits.float() / self.sampling.temperature, dim=-1)
+        return torch.multinomial(probabilities, 1, generator=self.generator)[:, 0]
