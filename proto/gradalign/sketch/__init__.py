@@ -1,0 +1,6 @@
+"""Sketches of a torch model's gradients: `pip install 'gradalign[sketch]'`."""
+
+from gradalign.sketch.names import canonical_name
+from gradalign.sketch.sketcher import Coverage, Sketcher
+
+__all__ = ["Coverage", "Sketcher", "canonical_name"]
