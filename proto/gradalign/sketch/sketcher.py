@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from gradalign.errors import SketchError
+from gradalign.errors import InvalidValue, SketchError
 from gradalign.projection import Projection, parameters_digest
-from gradalign.sketch.names import canonical_name, trainable_parameters
+from gradalign.sketch.coverage import Coverage
+from gradalign.sketch.matrix import add_matrix
+from gradalign.sketch.names import trainable_parameters
 from gradalign.sketch.tables import HashTable
 
-__all__ = ["Coverage", "Sketcher"]
+__all__ = ["Sketcher"]
 
-
-@dataclass(frozen=True)
-class Coverage:
-    """What of a model is sketched.
-
-    Attributes:
-        sketched: elements by canonical parameter name.
-        frozen: elements by canonical name of the parameters that are not trained and so not sketched.
-        tied: further names of sketched weights, by the name they go under.
-    """
-
-    sketched: Mapping[str, int]
-    frozen: Mapping[str, int]
-    tied: Mapping[str, tuple[str, ...]]
-
-    @property
-    def share(self) -> float:
-        """Sketched elements over all elements, in [0, 1]."""
-        ours, rest = sum(self.sketched.values()), sum(self.frozen.values())
-        return ours / (ours + rest)
-
-
-def _coverage(model: nn.Module) -> Coverage:
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(canonical_name(name))
-    first = {canonical_name(name): parameter for name, parameter in model.named_parameters()}
-    return Coverage(
-        sketched={name: p.numel() for name, p in first.items() if p.requires_grad},
-        frozen={name: p.numel() for name, p in first.items() if not p.requires_grad},
-        tied={all_names[0]: tuple(all_names[1:]) for all_names in names.values() if len(all_names) > 1},
-    )
+_Named = Sequence[tuple[str, nn.Parameter]]
 
 
 class Sketcher:
@@ -60,66 +30,115 @@ class Sketcher:
         seed: of the hashes; all sketches of a run need the same.
         dtype: that sketches are accumulated and returned in; float32, or float64 for tests.
 
+    Attributes:
+        projection: how the sketches are made; goes on the wire.
+        coverage: what is sketched, and what is not and why.
+
     Raises:
-        SketchError: nothing is trainable, or two parameters have one canonical name.
-        InvalidValue: dim or seed out of range.
+        SketchError: nothing is trainable, two parameters have one canonical name, or dim or seed is out of range.
     """
 
     def __init__(self, model: nn.Module, dim: int = 8192, seed: int = 0, *, dtype: torch.dtype = torch.float32) -> None:
+        if dtype not in (torch.float32, torch.float64):
+            raise SketchError(f"dtype is {dtype}; sketches accumulate in torch.float32 or torch.float64.")
         self._model = model
         self._dtype = dtype
         named = list(trainable_parameters(model))
-        self._shapes = {name: tuple(parameter.shape) for name, parameter in named}
-        if not named:
-            raise SketchError("the model has no parameter with requires_grad=True; unfreeze what is trained first.")
-        if len(self._shapes) != len(named):
-            raise SketchError(f"several parameters share a canonical name among {sorted(n for n, _ in named)}.")
-        self.projection = Projection(dim=dim, seed=seed, parameters=parameters_digest(self._shapes))
-        self.coverage = _coverage(model)
+        self._shapes = _distinct_shapes(named)
+        self.projection = _projection(dim, seed, self._shapes)
+        self.coverage = Coverage.of(model)
         self._tables: dict[tuple[str, torch.device], HashTable] = {}
 
     def from_grads(self) -> Tensor:
         """The sketch of the `.grad` of all trainable parameters; a missing gradient counts as zero.
 
         Returns:
-            float32 [dim], on the device of the first parameter.
+            float32 [dim] (or the Sketcher's dtype), on the device of the first parameter.
 
         Raises:
-            SketchError: the set of trainable parameters or a shape changed, or a gradient is sparse or not finite; the
-                message names the parameter.
+            SketchError: the set of trainable parameters or a shape changed since the Sketcher was made, or a gradient
+                is sparse or not finite; the message names the parameter.
         """
         named = list(trainable_parameters(self._model))
         self._check_unchanged(named)
-        total = torch.zeros(self.projection.dim, dtype=self._dtype, device=named[0][1].device)
+        totals: dict[torch.device, Tensor] = {}
         for name, parameter in named:
-            if parameter.grad is None or parameter.grad.numel() == 0:
+            gradient = parameter.grad
+            if gradient is None or gradient.numel() == 0:
                 continue
-            if parameter.grad.is_sparse:
-                raise SketchError(f"the gradient of {name} is sparse; make its embedding with sparse=False.")
-            part = torch.zeros_like(total, device=parameter.device)
-            self._table(name, parameter.device).add_to(part, parameter.grad)
-            if not torch.isfinite(part).all():
+            if gradient.layout != torch.strided:
                 raise SketchError(
-                    f"the gradient of {name} holds inf or NaN; leave this problem out of the round, or look at its loss."
+                    f"the gradient of {name} is sparse ({gradient.layout}); build its embedding with sparse=False."
                 )
-            total += part.to(total.device)
+            device = gradient.device
+            if device not in totals:
+                totals[device] = torch.zeros(self.projection.dim, dtype=self._dtype, device=device)
+            add_matrix(totals[device], gradient, self._table(name, device))
+        home = named[0][1].device
+        total = torch.zeros(self.projection.dim, dtype=self._dtype, device=home)
+        for part in totals.values():
+            total += part.to(home)
+        _check_finite(total, named)
         return total
 
     def _table(self, name: str, device: torch.device) -> HashTable:
         key = (name, device)
         if key not in self._tables:
-            projection, shape = self.projection, self._shapes[name]
             self._tables[key] = HashTable.of(
-                name, shape, dim=projection.dim, seed=projection.seed, device=device, dtype=self._dtype
+                name,
+                self._shapes[name],
+                dim=self.projection.dim,
+                seed=self.projection.seed,
+                device=device,
+                dtype=self._dtype,
             )
         return self._tables[key]
 
-    def _check_unchanged(self, named: list[tuple[str, nn.Parameter]]) -> None:
+    def _check_unchanged(self, named: _Named) -> None:
         shapes = {name: tuple(parameter.shape) for name, parameter in named}
+        if shapes == self._shapes:
+            return
         for name in sorted(shapes.keys() | self._shapes.keys()):
-            if shapes.get(name) != self._shapes.get(name):
+            before, now = self._shapes.get(name, "not trainable"), shapes.get(name, "not trainable")
+            if before != now:
                 raise SketchError(
-                    f"{name} was {self._shapes.get(name, 'not trainable')} when the Sketcher was made and is "
-                    f"{shapes.get(name, 'not trainable')} now; make a new Sketcher (and a new run: old sketches do "
-                    "not compare with its own)."
+                    f"{name} was {before} when the Sketcher was made and is {now} now. Make a new Sketcher, and start a "
+                    "new run at the scorer: its sketches do not compare with the old ones."
                 )
+
+
+def _distinct_shapes(named: _Named) -> dict[str, tuple[int, ...]]:
+    if not named:
+        raise SketchError("the model has no parameter with requires_grad=True; unfreeze what is trained first.")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, parameter in named:
+        if name in shapes:
+            raise SketchError(
+                f"two parameters have the canonical name {name} once wrapper prefixes are stripped; rename the module "
+                "of one of them."
+            )
+        if not parameter.dtype.is_floating_point:
+            raise SketchError(f"{name} is {parameter.dtype}; only parameters of a real floating dtype can be sketched.")
+        shapes[name] = tuple(parameter.shape)
+    return shapes
+
+
+def _projection(dim: int, seed: int, shapes: dict[str, tuple[int, ...]]) -> Projection:
+    try:
+        return Projection(dim=dim, seed=seed, parameters=parameters_digest(shapes))
+    except InvalidValue as error:
+        raise SketchError(str(error)) from None
+
+
+def _check_finite(total: Tensor, named: _Named) -> None:
+    if torch.isfinite(total).all():
+        return
+    for name, parameter in named:
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+            raise SketchError(
+                f"the gradient of {name} holds inf or NaN; leave this problem out of the round and look at its loss "
+                "(under fp16, unscale the gradients first)."
+            )
+    raise SketchError(
+        "every gradient is finite, but their sketch overflows float32; scale the loss down, or clip the gradients."
+    )

@@ -2,55 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from gradalign.countsketch import axis_hashes, matrix_shape
+from gradalign.countsketch import Side, axis_hashes, matrix_shape
 
-__all__ = ["HashTable"]
+__all__ = ["Axis", "HashTable"]
 
-_BLOCK = 1 << 20
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Buckets and signs of one axis of a parameter's matrix view.
+
+    Attributes:
+        buckets: int64 [n], in [0, dim).
+        signs: float [n], -1 or +1, in the dtype that sketches accumulate in.
+        small: the buckets as uint32 [n] in numpy, for the compiled CPU loop; None on other devices.
+    """
+
+    buckets: Tensor
+    signs: Tensor
+    small: Array | None
+
+    @classmethod
+    def of(
+        cls, seed: int, name: str, side: Side, count: int, dim: int, *, device: torch.device, dtype: torch.dtype
+    ) -> Axis:
+        """The hashes of the global indices 0 to count - 1 of one axis of parameter `name`."""
+        buckets, signs = axis_hashes(seed, name, side, count, dim)
+        small = buckets.astype(np.uint32) if device.type == "cpu" else None
+        return cls(torch.from_numpy(buckets).to(device), torch.from_numpy(signs).to(device, dtype), small)
+
+    def __getitem__(self, part: slice) -> Axis:
+        return Axis(self.buckets[part], self.signs[part], None if self.small is None else self.small[part])
+
+    def __len__(self) -> int:
+        return len(self.buckets)
+
+    def arrays(self) -> tuple[Array, Array]:
+        """The buckets (uint32 [n]) and signs as numpy arrays that share the memory of this axis; on the CPU only."""
+        assert self.small is not None
+        return self.small, self.signs.numpy()
 
 
 @dataclass(frozen=True)
 class HashTable:
-    """Buckets and signs of the axes of a parameter's matrix view [R, C].
+    """The hashes of a parameter's matrix view [R, C], or of a block of it.
 
     Attributes:
-        row_buckets: int64 [R].
-        row_signs: float [R], -1 or +1.
-        col_buckets: int64 [C].
-        col_signs: float [C].
+        rows: R hashes.
+        cols: C hashes.
         dim: number of buckets.
     """
 
-    row_buckets: Tensor
-    row_signs: Tensor
-    col_buckets: Tensor
-    col_signs: Tensor
+    rows: Axis
+    cols: Axis
     dim: int
 
     @classmethod
     def of(
-        cls, name: str, shape: tuple[int, ...], *, dim: int, seed: int, device: torch.device, dtype: torch.dtype
+        cls, name: str, shape: Iterable[int], *, dim: int, seed: int, device: torch.device, dtype: torch.dtype
     ) -> HashTable:
         """The table of parameter `name` (canonical) of a global shape."""
-        rows, cols = matrix_shape(shape)
-        columns = []
-        for side, count in (("row", rows), ("col", cols)):
-            buckets, signs = axis_hashes(seed, name, side, count, dim)  # type: ignore[arg-type]
-            columns += [torch.from_numpy(buckets).to(device), torch.from_numpy(signs).to(device, dtype)]
-        return cls(*columns, dim=dim)
+        rows, cols = matrix_shape(tuple(shape))
+        return cls(
+            Axis.of(seed, name, "row", rows, dim, device=device, dtype=dtype),
+            Axis.of(seed, name, "col", cols, dim, device=device, dtype=dtype),
+            dim,
+        )
 
-    def add_to(self, total: Tensor, gradient: Tensor) -> None:
-        """Add the sketch of a gradient (any shape of R*C elements) to `total` [dim], in the dtype of `total`."""
-        rows, cols = len(self.row_buckets), len(self.col_buckets)
-        matrix = gradient.reshape(rows, cols)
-        step = max(1, _BLOCK // cols)
-        for start in range(0, rows, step):
-            part = slice(start, start + step)
-            signed = matrix[part].to(total.dtype) * self.row_signs[part, None] * self.col_signs
-            buckets = (self.row_buckets[part, None] + self.col_buckets) % self.dim
-            total.index_add_(0, buckets.flatten(), signed.flatten())
+    def block(self, rows: slice, cols: slice) -> HashTable:
+        """The table of a block of the matrix, by global rows and columns."""
+        return HashTable(self.rows[rows], self.cols[cols], self.dim)

@@ -1,0 +1,45 @@
+"""The sketch of one gradient matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradalign.sketch import compiled
+from gradalign.sketch.tables import HashTable
+
+__all__ = ["add_matrix"]
+
+_BLOCK = 1 << 20
+_NATIVE = (torch.float32, torch.float64)
+
+
+def add_matrix(total: Tensor, gradient: Tensor, table: HashTable) -> None:
+    """Add the sketch of a gradient to `total`, accumulating in the dtype of `total`.
+
+    Args:
+        total: [dim], float32 or float64, on the device of the gradient.
+        gradient: R * C elements in any floating dtype and shape; read once, never copied whole.
+        table: the hashes of the [R, C] view.
+    """
+    rows, cols = len(table.rows), len(table.cols)
+    matrix = gradient.detach().reshape(rows, cols)
+    fast = total.device.type == "cpu" and compiled.available()
+    if fast and matrix.dtype in _NATIVE:
+        _add_compiled(total, matrix, table)
+        return
+    step = max(1, _BLOCK // max(1, cols))
+    for start in range(0, rows, step):
+        part = table.block(slice(start, start + step), slice(None))
+        block = matrix[start : start + step].to(total.dtype)
+        (_add_compiled if fast else _add_torch)(total, block, part)
+
+
+def _add_compiled(total: Tensor, matrix: Tensor, table: HashTable) -> None:
+    compiled.add_matrix(total.numpy(), matrix.numpy(), table)
+
+
+def _add_torch(total: Tensor, matrix: Tensor, table: HashTable) -> None:
+    signed = matrix * table.rows.signs[:, None] * table.cols.signs
+    buckets = (table.rows.buckets[:, None] + table.cols.buckets) % table.dim
+    total.index_add_(0, buckets.flatten(), signed.flatten())
