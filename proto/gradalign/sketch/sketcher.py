@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gradalign.errors import InvalidValue, SketchError
 from gradalign.projection import Projection, parameters_digest
+from gradalign.sketch.capture import Capture
 from gradalign.sketch.coverage import Coverage
 from gradalign.sketch.matrix import add_matrix
 from gradalign.sketch.names import trainable_parameters
@@ -42,7 +43,7 @@ class Sketcher:
         if dtype not in (torch.float32, torch.float64):
             raise SketchError(f"dtype is {dtype}; sketches accumulate in torch.float32 or torch.float64.")
         self._model = model
-        self._dtype = dtype
+        self.dtype = dtype
         named = list(trainable_parameters(model))
         self._shapes = _distinct_shapes(named)
         self.projection = _projection(dim, seed, self._shapes)
@@ -59,8 +60,7 @@ class Sketcher:
             SketchError: the set of trainable parameters or a shape changed since the Sketcher was made, or a gradient
                 is sparse or not finite; the message names the parameter.
         """
-        named = list(trainable_parameters(self._model))
-        self._check_unchanged(named)
+        named = self.named()
         totals: dict[torch.device, Tensor] = {}
         for name, parameter in named:
             gradient = parameter.grad
@@ -72,16 +72,51 @@ class Sketcher:
                 )
             device = gradient.device
             if device not in totals:
-                totals[device] = torch.zeros(self.projection.dim, dtype=self._dtype, device=device)
-            add_matrix(totals[device], gradient, self._table(name, device))
+                totals[device] = torch.zeros(self.projection.dim, dtype=self.dtype, device=device)
+            add_matrix(totals[device], gradient, self.table(name, device))
         home = named[0][1].device
-        total = torch.zeros(self.projection.dim, dtype=self._dtype, device=home)
+        total = torch.zeros(self.projection.dim, dtype=self.dtype, device=home)
         for part in totals.values():
             total += part.to(home)
         _check_finite(total, named)
         return total
 
-    def _table(self, name: str, device: torch.device) -> HashTable:
+    def capture(self, problem_index: Tensor, *, problems: int | None = None, keep_grad: bool = True) -> Capture:
+        """Sketch each problem of a batch out of the batch's own forward and backward.
+
+            with sketcher.capture(problem_index) as captured:
+                loss(model(input_ids)).backward()
+            captured.sketches  # [problems, dim]
+
+        Row p is what `from_grads()` would give after the backward of the part of the loss that is problem p's: the loss
+        must be a sum of terms that each depend on the rows of one problem.
+
+        Args:
+            problem_index: LongTensor [B], problem of each row of the batch; or [B, T], of each token of packed rows; -1
+                for none.
+            problems: number of problems; by default the largest index + 1.
+            keep_grad: add to `.grad` what the backward would have added without capture; else leave `.grad` alone.
+
+        Raises:
+            SketchError: here, for an index of another shape or range; in the block, when a parameter is used in a way
+                that cannot be taken apart by problem (the message names it), a forward or a backward ran outside the
+                block, captures nest, or a gradient is not finite.
+        """
+        return Capture(self, problem_index, problems, keep_grad=keep_grad)
+
+    @property
+    def dim(self) -> int:
+        """Number of buckets of a sketch."""
+        return self.projection.dim
+
+    def named(self) -> list[tuple[str, nn.Parameter]]:
+        """The trainable parameters by canonical name; SketchError if they are not those the Sketcher was made for."""
+        named = list(trainable_parameters(self._model))
+        self._check_unchanged(named)
+        return named
+
+    def table(self, name: str, device: torch.device) -> HashTable:
+        """The hashes of one parameter on one device."""
         key = (name, device)
         if key not in self._tables:
             self._tables[key] = HashTable.of(
@@ -90,7 +125,7 @@ class Sketcher:
                 dim=self.projection.dim,
                 seed=self.projection.seed,
                 device=device,
-                dtype=self._dtype,
+                dtype=self.dtype,
             )
         return self._tables[key]
 

@@ -43,6 +43,11 @@ class Axis:
     def __getitem__(self, part: slice) -> Axis:
         return Axis(self.buckets[part], self.signs[part], None if self.small is None else self.small[part])
 
+    def take(self, index: Tensor) -> Axis:
+        """The hashes of some indices, LongTensor [n]."""
+        small = None if self.small is None else self.small[index.numpy()]
+        return Axis(self.buckets[index], self.signs[index], small)
+
     def __len__(self) -> int:
         return len(self.buckets)
 

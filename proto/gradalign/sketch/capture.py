@@ -1,0 +1,214 @@
+"""Sketches of many problems out of one backward."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gradalign.errors import SketchError
+from gradalign.sketch.accumulate import Accumulator
+from gradalign.sketch.derived import Derived
+from gradalign.sketch.intercept import Interceptor
+from gradalign.sketch.record import UseRecorder
+from gradalign.sketch.rows import ProblemRows
+from gradalign.sketch.tables import HashTable
+from gradalign.sketch.uses import Recorder, Tap, Trap
+
+__all__ = ["Capture"]
+
+_MADE = "_gradalign_derived"
+_ACTIVE = threading.local()
+
+
+class Source(Protocol):
+    """What a capture needs of its Sketcher."""
+
+    dtype: torch.dtype
+
+    @property
+    def dim(self) -> int:
+        """Number of buckets."""
+
+    def named(self) -> list[tuple[str, nn.Parameter]]:
+        """The trainable parameters by canonical name, checked to be those the Sketcher was made for."""
+
+    def table(self, name: str, device: torch.device) -> HashTable:
+        """The hashes of a parameter."""
+
+
+class Capture:
+    """A block in which forward and backward of a batch give the sketch of each of its problems.
+
+    Made by `Sketcher.capture`; see there.
+    """
+
+    def __init__(self, source: Source, index: Tensor, problems: int | None, *, keep_grad: bool) -> None:
+        self.keep_grad = keep_grad
+        self.rows = ProblemRows(_checked_index(index, problems), _count(index, problems))
+        self.problems = _count(index, problems)
+        self._source = source
+        self._parameters: dict[int, tuple[nn.Parameter, Derived]] = {}
+        self._taps: dict[int, Tensor] = {}
+        self._passed: dict[int, Tensor] = {}
+        self._hooks: list[Any] = []
+        self._accumulators: dict[torch.device, Accumulator] = {}
+        self._open = False
+        self._sketches: Tensor | None = None
+        self._mode = Interceptor(self)
+
+    @property
+    def sketches(self) -> Tensor:
+        """The sketches, [problems, dim], in the Sketcher's dtype; after the block has ended."""
+        if self._sketches is None:
+            raise SketchError("captured.sketches is there once the with block has ended without an error.")
+        return self._sketches
+
+    def __enter__(self) -> Capture:
+        if getattr(_ACTIVE, "capture", None) is not None:
+            raise SketchError("a capture is already open in this thread; end its with block first (they do not nest).")
+        if self._sketches is not None or self._accumulators:
+            raise SketchError("this capture has been used; call sketcher.capture(problem_index) for each batch.")
+        named = self._source.named()
+        for name, parameter in named:
+            self._parameters[id(parameter)] = (parameter, Derived(name, tuple(parameter.shape)))
+            self._hooks.append(parameter.register_hook(self._guard(name, id(parameter))))
+        self._open, _ACTIVE.capture = True, self
+        self._stance = torch.compiler.set_stance("force_eager")
+        self._stance.__enter__()
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._mode.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        self._stance.__exit__(kind, error, trace)
+        self._open, _ACTIVE.capture = False, None
+        for hook in self._hooks:
+            hook.remove()
+        self._taps.clear()
+        self._passed.clear()
+        self._parameters.clear()
+        if error is None:
+            self._sketches = self._finish()
+        self._accumulators.clear()
+
+    def _finish(self) -> Tensor:
+        if not self._accumulators:
+            raise SketchError(
+                "no gradient was captured: run both the forward and loss.backward() of the batch inside the with block."
+            )
+        parts = [accumulator.sketches() for accumulator in self._accumulators.values()]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part.to(total.device)
+        bad = (~torch.isfinite(total)).any(1).nonzero().squeeze(1).tolist()
+        if bad:
+            raise SketchError(
+                f"the gradients of problems {bad[:10]} hold inf or NaN; leave them out of the round and look at their "
+                "losses (under fp16, lower the loss scale)."
+            )
+        return total
+
+    # What the interceptor and the recorders ask for.
+
+    def find(self, value: Any) -> Derived | None:
+        """How a value was made, if it is a tracked parameter or was derived from one."""
+        if not isinstance(value, Tensor):
+            return None
+        known = self._parameters.get(id(value))
+        if known is not None:
+            return known[1]
+        block, made, _ = getattr(value, _MADE, (None, None, None))
+        return made if block is self else None
+
+    def tapped(self, value: Tensor) -> Tensor:
+        """The value to compute with in place of a tracked one."""
+        key = id(value)
+        if key not in self._parameters:
+            real: Tensor = getattr(value, _MADE)[2]
+            return real
+        if key not in self._taps:
+
+            def passed(gradient: Tensor) -> Tensor | None:
+                if not self.keep_grad:
+                    return None
+                self._passed[key] = gradient
+                return gradient
+
+            self._taps[key] = Tap.apply(value, passed)  # type: ignore[no-untyped-call]
+        return self._taps[key]
+
+    def track(self, value: Tensor, derived: Derived) -> Tensor:
+        """Remember how a new value was made; the value to hand to the model in its place."""
+
+        def refuse() -> None:
+            raise _unseen(derived.name)
+
+        shown: Tensor = Trap.apply(value, refuse)  # type: ignore[no-untyped-call]
+        setattr(shown, _MADE, (self, derived, value))
+        return shown
+
+    def recorder(self, value: Tensor) -> Recorder:
+        """The recorder of one use of a tracked value."""
+        made = self.find(value)
+        assert made is not None
+        parameter = next(p for p, root in self._parameters.values() if root.name == made.name)
+        return UseRecorder(self, made, parameter.detach(), tuple(value.shape), value.dtype)
+
+    def accumulator(self, device: torch.device) -> Accumulator:
+        """The sketches on one device."""
+        if not self._open:
+            raise SketchError(
+                "backward ran after the capture block had ended; call loss.backward() inside the with block."
+            )
+        if device not in self._accumulators:
+            self._accumulators[device] = Accumulator(
+                self.problems,
+                self._source.dim,
+                dtype=self._source.dtype,
+                device=device,
+                table=lambda name: self._source.table(name, device),
+            )
+        return self._accumulators[device]
+
+    def _guard(self, name: str, key: int) -> Any:
+        def check(gradient: Tensor | None) -> None:
+            if gradient is None:
+                return
+            passed = self._passed.pop(key, None)
+            if passed is None or passed.data_ptr() != gradient.data_ptr():
+                raise _unseen(name)
+
+        return check
+
+
+def _unseen(name: str) -> SketchError:
+    return SketchError(
+        f"{name} got a gradient from an operation that capture did not see: a kernel of its own, or a forward that ran "
+        "before the with block. Run the forward inside the block; or freeze the parameter, or use from_grads()."
+    )
+
+
+def _count(index: Tensor, problems: int | None) -> int:
+    return int(index.max()) + 1 if problems is None else problems
+
+
+def _checked_index(index: Any, problems: int | None) -> Tensor:
+    if not isinstance(index, Tensor) or index.dtype != torch.long or index.ndim not in (1, 2) or not index.numel():
+        given = f"{index.dtype} {tuple(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
+        raise SketchError(
+            f"problem_index is {given}; expected a LongTensor [B] (problem of each row of the batch) or [B, T] (of each "
+            "token)."
+        )
+    low, high = int(index.min()), int(index.max())
+    if low < -1 or high < 0 or (problems is not None and high >= problems):
+        raise SketchError(
+            f"problem_index runs from {low} to {high}; expected 0 to problems - 1"
+            f"{'' if problems is None else f' = {problems - 1}'}, or -1 for rows of no problem."
+        )
+    return index

@@ -1,0 +1,89 @@
+"""Values that a model computes from one parameter alone: casts, transposes, slices, `1 + weight`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["CASTS", "PICKS", "Derived"]
+
+_T = torch.Tensor
+CASTS = {_T.to, _T.float, _T.double, _T.half, _T.bfloat16, _T.type_as, _T.contiguous, _T.clone, _T.view_as, torch.clone}
+_TURNS = {_T.t, _T.T.__get__, _T.mT.__get__, torch.t}  # type: ignore[attr-defined]
+_SWAPS = {_T.transpose, torch.transpose, _T.swapaxes}
+PICKS = {_T.__getitem__, _T.select, torch.select}
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A value and how it was made of a parameter.
+
+    Attributes:
+        name: the parameter.
+        shape: of the parameter.
+        steps: the operations, each taking the value before it, that give the value.
+        plain: whether the value is a run of rows of the parameter's matrix view (perhaps turned, perhaps cast), so that
+            its gradient is theirs.
+        row: the first of those rows.
+        turned: whether the last two axes are swapped.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    steps: tuple[Callable[[Tensor], Tensor], ...] = field(default=())
+    plain: bool = True
+    row: int = 0
+    turned: bool = False
+
+    def then(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], before: Tensor, at: int
+    ) -> Derived:
+        """The value after one more operation, whose argument number `at` is this value, `before`."""
+
+        head, tail = args[:at], args[at + 1 :]
+
+        def step(value: Tensor) -> Tensor:
+            result: Tensor = func(*head, value, *tail, **kwargs)
+            return result
+
+        row, turned, plain = self.row, self.turned, self.plain and at == 0
+        if func in CASTS:
+            pass
+        elif func in _TURNS or (func in _SWAPS and _last_two(args[1:], before.ndim)):
+            plain = plain and before.ndim >= 2
+            turned = not turned
+        elif func in PICKS and before.ndim == 2 + turned and (pick := _picked(args, before)) is not None:
+            row += pick * (before.shape[2] if turned else 1)
+        elif func in PICKS and before.ndim == 3 and (pick := _picked(args, before)) is not None:
+            row += pick * before.shape[1]
+        else:
+            plain = False
+        return Derived(self.name, self.shape, (*self.steps, step), plain, row, turned)
+
+    def pull_back(self, parameter: Tensor, gradients: Tensor) -> Tensor:
+        """Gradients by the value, [n, *its shape], as gradients by the parameter, [n, *its shape]."""
+        if not self.steps:
+            return gradients
+        with torch.enable_grad():
+            leaf = value = parameter.detach().requires_grad_()
+            for step in self.steps:
+                value = step(value)
+        (found,) = torch.autograd.grad(value, leaf, gradients.to(value.dtype), is_grads_batched=True)
+        return found
+
+
+def _last_two(dims: tuple[Any, ...], ndim: int) -> bool:
+    return len(dims) == 2 and {d % ndim for d in dims} == {ndim - 1, ndim - 2}
+
+
+def _picked(args: tuple[Any, ...], before: Tensor) -> int | None:
+    key: Any = args[-1] if len(args) == 2 or (len(args) == 3 and args[1] == 0) else None
+    if isinstance(key, Tensor) and (key.ndim or key.dtype == torch.bool or key.is_floating_point()):
+        return None
+    if isinstance(key, bool) or not hasattr(key, "__index__"):
+        return None
+    return int(key) % len(before)
