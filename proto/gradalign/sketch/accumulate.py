@@ -138,7 +138,8 @@ class Accumulator:
             return
         wide = self._wide[first : first + len(products)]
         if products.device.type == "cpu" and compiled.available():
-            compiled.add_matrices(wide.numpy(), products.numpy(), table, None if whole is None else whole.numpy())
+            target = None if whole is None else whole.numpy()
+            compiled.add_matrices(wide.numpy(), products.numpy(), table, whole=target)
             return
         buckets = (table.rows.buckets[:, None] + table.cols.buckets).flatten()
         signs = table.rows.signs[:, None] * table.cols.signs

@@ -1,0 +1,146 @@
+"""What sketches cost: ratios measured side by side in one process, each the best of interleaved repetitions.
+
+    python tests/bench/bench_sketch.py [--threads N] [--repeats N] [--only from_grads tiny large]
+
+Rows: `from_grads()` against `torch.add` over the same gradients; capture against a plain forward and backward of the same
+batch, with `.grad` kept, on the demo's tiny model and on one of 25 million parameters; and one backward a problem.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from gradalign.sketch import Sketcher
+
+
+def best(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Seconds of the fastest of `repeats` rounds; each round runs every contestant once."""
+    seconds = dict.fromkeys(runs, float("inf"))
+    for round_ in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if round_:  # the first round warms caches and compiles
+                seconds[name] = min(seconds[name], time.perf_counter() - start)
+    return seconds
+
+
+def report(title: str, seconds: dict[str, float], over: str) -> None:
+    """One table: milliseconds, and ratios to the contestant `over`."""
+    print(f"\n{title}")
+    for name, value in seconds.items():
+        print(f"  {name:<34}{1000 * value:10.1f} ms   {value / seconds[over]:6.2f}x")
+
+
+def model_of(**sizes: int) -> Qwen2ForCausalLM:
+    """A Qwen2 of some sizes, random weights."""
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(Qwen2Config(tie_word_embeddings=False, use_cache=False, **sizes))
+
+
+def loss_of(model: nn.Module, ids: Tensor, advantages: Tensor) -> Tensor:
+    """The GRPO loss at ratio 1: advantages [B] times the log-probabilities of all tokens."""
+    logits = model(input_ids=ids).logits[:, :-1]
+    log_probs = torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+    return -(advantages[:, None] * log_probs).sum() / ids.numel()
+
+
+def bench_from_grads(repeats: int) -> None:
+    """Seven matrices of a layer of a 0.5B model, 15 million elements."""
+    model = model_of(
+        vocab_size=32, hidden_size=896, intermediate_size=4864, num_hidden_layers=1, num_attention_heads=14,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    spare = [torch.zeros_like(p) for p in model.parameters()]
+    sketcher = Sketcher(model)
+
+    def add() -> None:
+        for parameter, other in zip(model.parameters(), spare, strict=True):
+            torch.add(parameter.grad, other, out=other)
+
+    seconds = best({"torch.add": add, "from_grads()": sketcher.from_grads}, repeats)
+    report(f"from_grads(), {sketcher.coverage.numel:,} elements, dim 8192", seconds, "torch.add")
+
+
+def contestants(
+    model: nn.Module, ids: Tensor, index: Tensor, *, one_by_one: bool
+) -> dict[str, Callable[[], object]]:
+    """Plain, capture, and one backward a problem, over one batch."""
+    sketcher = Sketcher(model)
+    advantages = torch.randn(len(ids), generator=torch.Generator().manual_seed(1))
+
+    def plain() -> None:
+        model.zero_grad()
+        loss_of(model, ids, advantages).backward()
+
+    def capture(keep_grad: bool = True) -> None:
+        model.zero_grad()
+        with sketcher.capture(index, keep_grad=keep_grad):
+            loss_of(model, ids, advantages).backward()
+
+    def each() -> None:
+        for problem in index.unique().tolist():
+            model.zero_grad()
+            mine = index == problem
+            loss_of(model, ids[mine], advantages[mine]).backward()
+            sketcher.from_grads()
+
+    runs: dict[str, Callable[[], object]] = {
+        "plain forward + backward": plain,
+        "capture, .grad kept": capture,
+        "capture, .grad left alone": lambda: capture(keep_grad=False),
+    }
+    return runs | ({"one backward a problem": each} if one_by_one else {})
+
+
+def bench_tiny(repeats: int) -> None:
+    """The demo's model, 128 groups of 8 rollouts of 12 tokens."""
+    model = model_of(
+        vocab_size=20, hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4,
+    )  # fmt: skip
+    ids = torch.randint(0, 20, (1024, 12))
+    runs = contestants(model, ids, torch.arange(128).repeat_interleave(8), one_by_one=True)
+    report("tiny model, 128 problems x 8 rollouts x 12 tokens", best(runs, repeats), "plain forward + backward")
+
+
+def bench_large(repeats: int) -> None:
+    """25 million parameters, 2,048 and 512 tokens a problem."""
+    model = model_of(
+        vocab_size=512, hidden_size=512, intermediate_size=2048, num_hidden_layers=6, num_attention_heads=8,
+        num_key_value_heads=8,
+    )  # fmt: skip
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    for problems, rollouts in ((2, 8), (4, 2)):
+        ids = torch.randint(0, 512, (problems * rollouts, 256))
+        runs = contestants(model, ids, torch.arange(problems).repeat_interleave(rollouts), one_by_one=rollouts == 2)
+        title = f"{count:.0f}M parameters, {problems} problems x {rollouts * 256} tokens"
+        report(title, best(runs, repeats), "plain forward + backward")
+
+
+BENCHES = {"from_grads": bench_from_grads, "tiny": bench_tiny, "large": bench_large}
+
+
+def main() -> None:
+    """Run the benchmarks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=BENCHES, default=list(BENCHES))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(f"torch {torch.__version__}, {options.threads} threads, best of {options.repeats}")
+    for name in options.only:
+        BENCHES[name](options.repeats)
+
+
+if __name__ == "__main__":
+    main()
