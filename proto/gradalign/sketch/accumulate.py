@@ -71,10 +71,13 @@ class Accumulator:
         """Add each problem's rows of a matrix: row `index[i]` (LongTensor [n]) gets `values[i]` ([n, C])."""
         index, values = groups.sort(index), self._factor(groups.sort(values))
         table = self._table(name)
+        taken = HashTable(table.rows.take(index), table.cols, table.dim)
+        if self._compiled(values):
+            compiled.add_matrices(self._wide.numpy(), values.unsqueeze(0).numpy(), taken, bounds=groups.bounds)
+            return
         for problem, (start, stop) in enumerate(zip(groups.bounds, groups.bounds[1:], strict=False)):
-            if stop > start:
-                part = HashTable(table.rows.take(index[start:stop]), table.cols, table.dim)
-                self._absorb(problem, values[start:stop].unsqueeze(0), part, None)
+            part = taken.block(slice(start, stop), slice(None))
+            self._absorb(problem, values[start:stop].unsqueeze(0), part, None)
 
     def dense(self, name: str, gradients: Tensor, *, row: int = 0, first: int = 0) -> None:
         """Add one gradient a problem.
@@ -137,7 +140,7 @@ class Accumulator:
         if products.numel() == 0:
             return
         wide = self._wide[first : first + len(products)]
-        if products.device.type == "cpu" and compiled.available():
+        if self._compiled(products):
             target = None if whole is None else whole.numpy()
             compiled.add_matrices(wide.numpy(), products.numpy(), table, whole=target)
             return
@@ -146,3 +149,6 @@ class Accumulator:
         wide.index_add_(1, buckets, (products.to(wide.dtype) * signs).flatten(1))
         if whole is not None:
             whole += products.sum(0)
+
+    def _compiled(self, values: Tensor) -> bool:
+        return values.device.type == "cpu" and compiled.available()

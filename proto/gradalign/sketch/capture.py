@@ -106,8 +106,8 @@ class Capture:
         total = parts[0]
         for part in parts[1:]:
             total = total + part.to(total.device)
-        bad = (~torch.isfinite(total)).any(1).nonzero().squeeze(1).tolist()
-        if bad:
+        if not torch.isfinite(total.sum()):
+            bad = (~torch.isfinite(total)).any(1).nonzero().squeeze(1).tolist()
             raise SketchError(
                 f"the gradients of problems {bad[:10]} hold inf or NaN; leave them out of the round and look at their "
                 "losses (under fp16, lower the loss scale)."

@@ -1,18 +1,18 @@
 """The sketch on the CPU, compiled by numba where it is installed: one read of the gradient, no per-element hash.
 
-On one core it takes less time than `torch.add` over the same gradient; torch's own `index_add_` takes about twenty
-times as long. `available()` says whether it can be used; the torch path in `gradalign.sketch.matrix` gives the same
-sketch without it.
+`available()` says whether it can be used; the torch path in `gradalign.sketch.matrix` gives the same sketch without it, and
+takes about ten times as long.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-from gradalign.sketch.loops import absorb, team_of
 from gradalign.sketch.tables import HashTable
 from gradalign.sketch.team import openmp
 
@@ -23,62 +23,80 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 _ELEMENTS_PER_THREAD = 1 << 14
 
 
+@cache
+def _kernels() -> ModuleType | None:
+    try:
+        from gradalign.sketch import kernels
+    except ImportError:
+        return None
+    return kernels
+
+
 def available() -> bool:
     """Whether numba is installed."""
-    return absorb() is not None
+    return _kernels() is not None
 
 
 def add_matrices(
-    buckets: Array, matrices: Array, table: HashTable, *, whole: Array | None = None, against: Array | None = None
-) -> Array | None:
-    """Add the sketch of each of n matrices to its own row of `buckets`, on as many threads as torch uses.
-
-    Args:
-        buckets: [n, 2 * dim], float32 or float64, C-contiguous; bucket b of a sketch is the sum of columns b and b + dim.
-        matrices: [n, R, C], float32 or float64, C-contiguous.
-        table: the hashes of such a matrix, made for the CPU and the dtype of `buckets`.
-        whole: [R, C] of the dtype of `matrices`, to add the one matrix to; with it, n must be 1.
-        against: [R, C] of the dtype of `matrices`, to take each matrix's product with.
-
-    Returns:
-        With `against`: each matrix's product with it and its own squared norm, float64 [n, 2].
-    """
-    count, rows, cols = matrices.shape
-    assert whole is None or count == 1
-    assert matrices.flags.c_contiguous
-    assert buckets.flags.c_contiguous
-    none = np.empty((0, cols), matrices.dtype)
-    whole, partner = none if whole is None else whole, none if against is None else against
-    found = np.zeros((count, 2))
-    threads = max(1, min(torch.get_num_threads(), matrices.size // _ELEMENTS_PER_THREAD, rows if count == 1 else count))
-    team = team_of(matrices.dtype, buckets.dtype) if threads > 1 else None
-    if team is None:
-        loop = absorb()
-        assert loop is not None
-        for i in range(count):
-            hashes = *table.rows.arrays(), *table.cols.arrays()
-            loop(matrices[i], 0, rows, *hashes, buckets[i], whole, partner, found[i])
-    else:
-        _share_out(team, threads, buckets, matrices, table, (whole, partner), found)
-    return None if against is None else found
-
-
-def _share_out(  # noqa: PLR0917
-    team: Any,
-    threads: int,
     buckets: Array,
     matrices: Array,
     table: HashTable,
-    others: tuple[Array, Array],
-    found: Array,
-) -> None:
-    spare, spare_found = np.zeros((threads, buckets.shape[1]), buckets.dtype), np.zeros((threads, 2))
-    sizes = np.array([*matrices.shape, buckets.shape[1] // 2, len(others[0]), len(others[1])], np.int64)
-    arrays = (
-        matrices, *table.rows.arrays(), *table.cols.arrays(), buckets, spare, *others, found, spare_found, sizes,
-    )  # fmt: skip
-    addresses = np.array([array.ctypes.data for array in arrays], np.uintp)
-    openmp().GOMP_parallel(team.address, addresses.ctypes.data, threads, 0)
-    if len(matrices) == 1:
+    *,
+    bounds: list[int] | None = None,
+    whole: Array | None = None,
+    against: Array | None = None,
+) -> Array | None:
+    """Add sketches of matrices to rows of `buckets`, on as many threads as torch uses.
+
+    Args:
+        buckets: [n, 2 * dim], float32 or float64, C-contiguous; bucket b of a sketch is the sum of columns b and b + dim.
+        matrices: [n, R, C], float32 or float64, C-contiguous, each of which goes to a row of `buckets` of its own.
+        table: the hashes of such a matrix, made for the CPU and the dtype of `buckets`.
+        bounds: of runs of rows: then `matrices` is [1, R, C], and each run goes to a row of `buckets` of its own.
+        whole: [R, C] of the dtype of `matrices`, to add the one matrix to; with it, n must be 1.
+        against: [R, C] of the dtype of `matrices`, to take products with.
+
+    Returns:
+        With `against`: each matrix's (or run's) product with it and its own squared norm, float64 [n, 2].
+    """
+    assert whole is None or (len(matrices) == 1 and bounds is None)
+    assert matrices.flags.c_contiguous
+    assert buckets.flags.c_contiguous
+    kernels = _kernels()
+    assert kernels is not None
+    assert table.rows.arrays is not None
+    assert table.cols.arrays is not None
+    tasks = max(len(matrices), 0 if bounds is None else len(bounds) - 1)
+    units = matrices.shape[1] if tasks == 1 else tasks
+    threads = max(1, min(torch.get_num_threads(), matrices.size // _ELEMENTS_PER_THREAD, units))
+    none = np.empty((0, matrices.shape[2]), matrices.dtype)
+    others = none if whole is None else whole, none if against is None else against
+    spare, found = np.zeros((threads, buckets.shape[1]), buckets.dtype), np.zeros((2, max(threads, len(buckets)), 2))
+    runs = np.array(bounds or [], np.int64)
+    team = kernels.team_of(matrices.dtype, buckets.dtype) if threads > 1 else None
+    if team is None:
+        hashes = table.rows.arrays, table.cols.arrays
+        kernels.share(0, 1, matrices, runs, *hashes, buckets, spare, others, found[0], found[1])
+    else:
+        sizes = np.array(
+            [*matrices.shape, len(runs), len(buckets), table.dim, len(others[0]), len(others[1])], np.int64
+        )
+        arrays: tuple[Array, ...]
+        arrays = (
+            matrices,
+            runs,
+            *table.rows.arrays,
+            *table.cols.arrays,
+            buckets,
+            spare,
+            *others,
+            found[0],
+            found[1],
+            sizes,
+        )
+        addresses = np.array([array.ctypes.data for array in arrays], np.uintp)
+        openmp().GOMP_parallel(team.address, addresses.ctypes.data, threads, 0)
+    if threads > 1 and tasks == 1 and bounds is None:
         buckets += spare.sum(axis=0)
-        found += spare_found.sum(axis=0)
+        found[0, 0] += found[1].sum(axis=0)
+    return None if against is None else found[0, : len(buckets)]

@@ -24,12 +24,12 @@ class Axis:
     Attributes:
         buckets: int64 [n], in [0, dim).
         signs: float [n], -1 or +1, in the dtype that sketches accumulate in.
-        small: the buckets as uint32 [n] in numpy, for the compiled CPU loop; None on other devices.
+        arrays: the buckets as uint32 [n] and the signs in numpy, for the compiled CPU loop; None on other devices.
     """
 
     buckets: Tensor
     signs: Tensor
-    small: Array | None
+    arrays: tuple[Array, Array] | None
 
     @classmethod
     def of(
@@ -37,24 +37,22 @@ class Axis:
     ) -> Axis:
         """The hashes of the global indices 0 to count - 1 of one axis of parameter `name`."""
         buckets, signs = axis_hashes(seed, name, side, count, dim)
-        small = buckets.astype(np.uint32) if device.type == "cpu" else None
-        return cls(torch.from_numpy(buckets).to(device), torch.from_numpy(signs).to(device, dtype), small)
+        ours = torch.from_numpy(signs).to(device, dtype)
+        arrays = (buckets.astype(np.uint32), ours.numpy()) if device.type == "cpu" else None
+        return cls(torch.from_numpy(buckets).to(device), ours, arrays)
 
     def __getitem__(self, part: slice) -> Axis:
-        return Axis(self.buckets[part], self.signs[part], None if self.small is None else self.small[part])
+        arrays = None if self.arrays is None else (self.arrays[0][part], self.arrays[1][part])
+        return Axis(self.buckets[part], self.signs[part], arrays)
 
     def take(self, index: Tensor) -> Axis:
         """The hashes of some indices, LongTensor [n]."""
-        small = None if self.small is None else self.small[index.numpy()]
-        return Axis(self.buckets[index], self.signs[index], small)
+        where = index.numpy() if self.arrays is not None else None
+        arrays = None if self.arrays is None else (self.arrays[0][where], self.arrays[1][where])
+        return Axis(self.buckets[index], self.signs[index], arrays)
 
     def __len__(self) -> int:
         return len(self.buckets)
-
-    def arrays(self) -> tuple[Array, Array]:
-        """The buckets (uint32 [n]) and signs as numpy arrays that share the memory of this axis; on the CPU only."""
-        assert self.small is not None
-        return self.small, self.signs.numpy()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ autograd the parameter's whole gradient, or none where `.grad` is to be left alo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, Protocol
 
 import torch
@@ -35,6 +36,18 @@ class Recorder(Protocol):
 
     def lookup(self, index: Tensor, rows: Tensor, groups: Groups, padding: int) -> Tensor | None:
         """The gradient of each problem is `rows[i]` [n, C] added to row `index[i]`; row `padding` gets none."""
+
+
+def _unseen(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward whose own operations no torch function mode looks at; it gets the saved tensors as arguments."""
+
+    @wraps(backward)
+    def wrapped(ctx: Any, gradient: Tensor) -> Any:
+        saved = ctx.saved_tensors  # gradient checkpointing runs the forward again here, which is to be looked at
+        with torch._C.DisableTorchFunction():
+            return backward(ctx, gradient, *saved)
+
+    return wrapped
 
 
 class Tap(Function):
@@ -79,9 +92,9 @@ class Product(Function):
         return torch.matmul(x, weight) if plain else F.linear(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    @_unseen
+    def backward(ctx: Any, gradient: Tensor, x: Tensor, weight: Tensor) -> Any:
         """The gradients of x and of the weight."""
-        x, weight = ctx.saved_tensors
         recorder, groups, plain = ctx.rest
         to_x = None
         if ctx.needs_input_grad[0]:
@@ -102,6 +115,7 @@ class Lookup(Function):
         return F.embedding(index, weight, padding if padding >= 0 else None)
 
     @staticmethod
+    @_unseen
     def backward(ctx: Any, gradient: Tensor) -> Any:
         """The gradient of the weight."""
         recorder, groups, padding = ctx.rest
@@ -119,6 +133,7 @@ class Broadcast(Function):
         return value.expand(tuple(shape))
 
     @staticmethod
+    @_unseen
     def backward(ctx: Any, gradient: Tensor) -> Any:
         """The gradient of the value: summed over what it was expanded to."""
         shape, recorder, groups, rows = ctx.rest
