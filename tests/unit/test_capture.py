@@ -1,6 +1,7 @@
 """`Sketcher.capture()`: one backward gives what one backward a problem gives, and `.grad` what it would have held."""
 
 import contextlib
+import copy
 
 import numpy as np
 import pytest
@@ -101,13 +102,14 @@ def gradients(model):
 def check(model, batch, *, dim=256, rtol=1e-10, around=contextlib.nullcontext):
     """Capture against one backward a problem, sketched by from_grads() and by the numpy reference."""
     sketcher = Sketcher(model, dim=dim, dtype=torch.float64)
-    rows, exact = [], []
+    rows, exact, each = [], [], []
     for problem in range(batch.problems):
         model.zero_grad()
         with around():
             loss = batch.loss(model, problem)
         loss.backward()
         rows.append(sketcher.from_grads())
+        each.append(gradients(model))
         named = {n.removeprefix("_orig_mod."): g.double().numpy() for n, g in gradients(model).items()}
         exact.append(sketch_gradients(named, dim=dim, seed=0))
     model.zero_grad()
@@ -124,11 +126,36 @@ def check(model, batch, *, dim=256, rtol=1e-10, around=contextlib.nullcontext):
     assert (captured.sketches - want).norm() <= rtol * want.norm()
     if not hasattr(model, "peft_config"):
         assert np.linalg.norm(captured.sketches.numpy() - exact) <= rtol * want.norm()
+    check_exact(sketcher, model, batch, each, rtol=rtol, around=around)
     kept = gradients(model)
     assert kept.keys() == whole.keys()
     for name, gradient in whole.items():
         assert (kept[name] - gradient).norm() <= 10 * rtol * max(1.0, gradient.norm()), name
     return captured
+
+
+def check_exact(sketcher, model, batch, each, *, rtol, around):
+    """Dots and norms against those of whole gradients."""
+    kept = {name: p.grad for name, p in model.named_parameters()}
+    against = sketcher.gradients()
+    flat = torch.stack([torch.cat([g[n].double().flatten() for n in sorted(each[0])]) for g in each])
+    target = sum(g.double().square().sum() for g in against.values()).sqrt()
+    dots = torch.stack(
+        [sum((g[n].double() * whole[n].double()).sum() for n in g) for g, whole in products(each, model)]
+    )
+    with sketcher.capture(batch.index, against=against, keep_grad=False) as captured:
+        with around():
+            loss = batch.loss(model)
+        loss.backward()
+    norms = flat.norm(dim=1)
+    assert (captured.norms - norms).abs().max() <= rtol * norms.max()
+    assert (captured.dots - dots / target).abs().max() <= rtol * norms.max()
+    assert all(p.grad is kept[name] for name, p in model.named_parameters())
+
+
+def products(each, model):
+    """Each problem's gradient with the model's."""
+    return [(gradient, gradients(model)) for gradient in each]
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -255,6 +282,21 @@ def test_several_backwards_in_one_block_add():
         batch.loss(model).backward()
     torch.testing.assert_close(captured.sketches[:3], whole.sketches, rtol=0, atol=1e-12)
     assert captured.sketches[3:].abs().max() == 0
+
+
+def test_micro_batches_add():
+    model, batch = build("qwen2"), BATCHES["ragged, out of order"]
+    sketcher = Sketcher(model, dim=64, dtype=torch.float64)
+    with sketcher.capture(batch.index) as whole:
+        batch.loss(model).backward()
+    captured = None
+    for part in (slice(0, 3), slice(3, 4), slice(4, None)):
+        micro = copy.copy(batch)
+        micro.index, micro.ids, micro.weights = batch.index[part], batch.ids[part], batch.weights[part]
+        micro.problem = batch.problem[part]
+        with sketcher.capture(micro.index, problems=3, onto=captured) as captured:
+            micro.loss(model).backward()
+    torch.testing.assert_close(captured.sketches, whole.sketches, rtol=0, atol=1e-12)
 
 
 class Odd(nn.Module):

@@ -182,3 +182,58 @@ def test_an_error_in_the_block_leaves_nothing_behind(layer, x):
     with sketcher.capture(INDEX):
         layer(x).sum().backward()
     torch.testing.assert_close(layer.weight.grad, plain)
+
+
+def captured_against(layer, x, **changes):
+    sketcher = Sketcher(layer, dim=16)
+    layer(x).square().sum().backward()
+    against = {**sketcher.gradients(), **changes}
+    with sketcher.capture(INDEX, against=against) as captured:
+        layer(x).sum().backward()
+    return sketcher, captured, against
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight": torch.zeros(4, 2)}, r"against\['weight'\] has shape \(4, 2\); the sketched parameter has \(2, 4\)"),
+        ({"other": torch.zeros(4)}, r"against\['other'\] .* no such name"),
+        ({"weight": torch.zeros(2, 4), "bias": torch.zeros(2)}, "has norm 0"),
+        ({"bias": torch.full((2,), torch.nan)}, "has norm nan"),
+    ],
+)
+def test_an_unfit_validation_gradient(layer, x, changes, message):
+    with pytest.raises(SketchError, match=message):
+        captured_against(layer, x, **changes)
+
+
+def test_dots_need_a_validation_gradient(layer, x):
+    with Sketcher(layer, dim=16).capture(INDEX) as captured:
+        layer(x).sum().backward()
+    for name in ("dots", "norms"):
+        with pytest.raises(SketchError, match="need the validation gradient"):
+            getattr(captured, name)
+
+
+def test_norms_do_not_add_over_backwards(layer, x):
+    sketcher, captured, against = captured_against(layer, x)
+    with pytest.raises(SketchError, match="onto and against"):
+        sketcher.capture(INDEX, against=against, onto=captured)
+    with pytest.raises(SketchError, match="onto holds sketches of 2 problems"):
+        sketcher.capture(INDEX, problems=5, onto=captured)
+    with sketcher.capture(INDEX, against=against):
+        layer(x).sum().backward()
+        loss = layer(x).sum()
+        with pytest.raises(SketchError, match="a second backward reached"):
+            loss.backward()
+
+
+def test_overlapping_uses_have_no_exact_norm():
+    model = Model(lambda m, x: x @ m.square + nn.functional.linear(x, m.square)[..., :1] * m.square[1])
+    sketcher = Sketcher(model, dim=16)
+    model(torch.randn(3, 5, 4)).backward()
+    with (
+        pytest.raises(SketchError, match="square is used as a whole and in part"),
+        sketcher.capture(INDEX, against=sketcher.gradients()),
+    ):
+        model(torch.randn(3, 5, 4)).backward()

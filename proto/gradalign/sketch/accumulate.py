@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gradalign.sketch import compiled
+from gradalign.sketch.exact import Exact, Piece, Place
 from gradalign.sketch.rows import Groups
 from gradalign.sketch.tables import HashTable
 
@@ -26,13 +31,24 @@ class Accumulator:
         dtype: that sketches accumulate in.
         device: where the gradients are.
         table: the hashes of a parameter by canonical name.
+        exact: the gradient to take exact products with, if any.
     """
 
     def __init__(
-        self, problems: int, dim: int, *, dtype: torch.dtype, device: torch.device, table: Callable[[str], HashTable]
+        self,
+        problems: int,
+        dim: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        table: Callable[[str], HashTable],
+        exact: Exact | None = None,
     ) -> None:
         self._table = table
         self._dtype = dtype
+        self._exact = exact
+        self.found = torch.zeros(problems, 2, dtype=torch.float64, device=device)
+        """With `exact`: each problem's product with that gradient and its own squared norm so far; [problems, 2]."""
         # Twice dim, so that row bucket + column bucket needs no modulo.
         self._wide = torch.zeros(problems, 2 * dim, dtype=dtype, device=device)
 
@@ -41,83 +57,99 @@ class Accumulator:
         halves: Tensor = self._wide.unflatten(1, (2, -1))
         return halves.sum(1)
 
-    def outer(self, name: str, left: Tensor, right: Tensor, groups: Groups, *, row: int, total: bool) -> Tensor | None:
+    def outer(self, place: Place, left: Tensor, right: Tensor, groups: Groups, *, total: bool) -> Tensor | None:
         """Add each problem's sum of outer products.
 
         Args:
-            name: the parameter.
+            place: the parameter, and where the product lies in its matrix view.
             left: [n, R], one factor a row.
             right: [n, C].
             groups: problem of each of the n rows.
-            row: which row of the parameter's matrix view the first row of the product is.
             total: whether the sum over all rows is wanted.
 
         Returns:
             The sum over all rows, [R, C], or None.
         """
-        left, right = self._factor(groups.sort(left)), self._factor(groups.sort(right))
+        left, right = self.factor(groups.sort(left)), self.factor(groups.sort(right))
         whole = left.new_zeros(left.shape[1], right.shape[1]) if total else None
-        table = self._table(name).block(slice(row, row + left.shape[1]), slice(None))
+        work = _Work(self._block(place), whole, self._partner(place, left))
         if left.shape[1] * right.shape[1] * 2 > _CHUNK:
-            self._large(left, right, groups, table, whole)
+            self._large(left, right, groups, work)
         else:
-            self._small(left, right, groups, table, whole)
+            self._small(left, right, groups, work)
         rest = groups.bounds[-1]
         if whole is not None and rest < len(left):
             whole.addmm_(left[rest:].t(), right[rest:])
         return whole
 
-    def rows(self, name: str, index: Tensor, values: Tensor, groups: Groups) -> None:
+    def rows(self, place: Place, index: Tensor, values: Tensor, groups: Groups) -> None:
         """Add each problem's rows of a matrix: row `index[i]` (LongTensor [n]) gets `values[i]` ([n, C])."""
-        index, values = groups.sort(index), self._factor(groups.sort(values))
-        table = self._table(name)
+        index, values, bounds = groups.sort(index), self.factor(groups.sort(values)), groups.bounds
+        partner = self._partner(place, values)
+        if partner is not None:
+            index, values, bounds = _once_a_problem(index, values, bounds)
+            partner = partner[index].contiguous()
+        table = self._block(place)
         taken = HashTable(table.rows.take(index), table.cols, table.dim)
         if self._compiled(values):
-            compiled.add_matrices(self._wide.numpy(), values.unsqueeze(0).numpy(), taken, bounds=groups.bounds)
+            against = None if partner is None else partner.numpy()
+            found = compiled.add_matrices(
+                self._wide.numpy(), values.unsqueeze(0).numpy(), taken, bounds=bounds, against=against
+            )
+            self._find(0, found)
             return
-        for problem, (start, stop) in enumerate(zip(groups.bounds, groups.bounds[1:], strict=False)):
-            part = taken.block(slice(start, stop), slice(None))
-            self._absorb(problem, values[start:stop].unsqueeze(0), part, None)
+        for problem, (start, stop) in enumerate(pairwise(bounds)):
+            work = _Work(taken, None, partner).rows(slice(start, stop))
+            self._absorb(problem, values[start:stop].unsqueeze(0), work)
 
-    def dense(self, name: str, gradients: Tensor, *, row: int = 0, first: int = 0) -> None:
-        """Add one gradient a problem.
-
-        Args:
-            name: the parameter.
-            gradients: [n, ...], each whole rows of the parameter's matrix view.
-            row: the first of those rows.
-            first: the problem of the first gradient.
-        """
+    def dense(self, place: Place, gradients: Tensor) -> None:
+        """Add one gradient a problem, [problems, ...], each whole rows of the parameter's matrix view at `place`."""
         if gradients.numel() == 0:
             return
-        table = self._table(name)
-        matrices = self._factor(gradients.reshape(len(gradients), -1, len(table.cols)))
-        block = table.block(slice(row, row + matrices.shape[1]), slice(None))
-        self._absorb(first, matrices, block, None)
+        matrices = self.factor(gradients.reshape(len(gradients), place[2], -1))
+        self._absorb(0, matrices, _Work(self._block(place), None, self._partner(place, matrices)))
 
-    def _factor(self, values: Tensor) -> Tensor:
-        # Half precision halves the error twice over when summed in itself; on the CPU it is slower, too.
+    def pieces(self, place: Place, pieces: list[Piece]) -> None:
+        """Add all uses of one place, whose gradients are summed before they are squared."""
+        table, like = self._block(place), pieces[0].right
+        work = _Work(table, None, self._partner(place, like))
+        gradient = like.new_empty(1, len(table.rows), len(table.cols))
+        for problem in range(len(self._wide)):
+            gradient.zero_()
+            for piece in pieces:
+                piece.add_to(gradient[0], problem)
+            self._absorb(problem, gradient, work)
+
+    def factor(self, values: Tensor) -> Tensor:
+        """Values in a dtype that sums can be taken in: half precision is widened to the dtype of the sketches."""
         half = values.dtype not in (torch.float32, torch.float64)
         return (values.to(self._dtype) if half else values).contiguous()
 
-    def _large(self, left: Tensor, right: Tensor, groups: Groups, table: HashTable, whole: Tensor | None) -> None:
+    def _block(self, place: Place) -> HashTable:
+        name, row, count = place
+        return self._table(name).block(slice(row, row + count), slice(None))
+
+    def _partner(self, place: Place, like: Tensor) -> Tensor | None:
+        return None if self._exact is None else self._exact.partner(place, like)
+
+    def _large(self, left: Tensor, right: Tensor, groups: Groups, work: _Work) -> None:
         step = max(1, _CHUNK // right.shape[1])
         buffer = left.new_empty(1, min(step, left.shape[1]), right.shape[1])
         for top in range(0, left.shape[1], step):
             block = slice(top, top + step)
-            part = table.block(block, slice(None))
-            for problem, (start, stop) in enumerate(zip(groups.bounds, groups.bounds[1:], strict=False)):
+            part = work.rows(block)
+            for problem, (start, stop) in enumerate(pairwise(groups.bounds)):
                 if stop == start:
                     continue
                 factor = left[start:stop, block].t()
                 product = buffer[:, : len(factor)]
                 torch.mm(factor, right[start:stop], out=product[0])
-                self._absorb(problem, product, part, None if whole is None else whole[block])
+                self._absorb(problem, product, part)
 
-    def _small(self, left: Tensor, right: Tensor, groups: Groups, table: HashTable, whole: Tensor | None) -> None:
+    def _small(self, left: Tensor, right: Tensor, groups: Groups, work: _Work) -> None:
         shape = (left.shape[1], right.shape[1])
         problems = len(groups.bounds) - 1
-        step = max(1, _CHUNK // (shape[0] * shape[1]))
+        step = max(1, _CHUNK // max(1, shape[0] * shape[1]))
         for first in range(0, problems, step):
             last = min(problems, first + step)
             if groups.size is not None:
@@ -131,24 +163,57 @@ class Accumulator:
                     rows = slice(groups.bounds[problem], groups.bounds[problem + 1])
                     if rows.stop > rows.start:
                         torch.mm(left[rows].t(), right[rows], out=products[problem - first])
-            self._absorb(first, products, table, None)
-            if whole is not None:
-                whole += products.sum(0)
+            self._absorb(first, products, _Work(work.table, None, work.against))
+            if work.whole is not None:
+                work.whole.add_(products.sum(0))
 
-    def _absorb(self, first: int, products: Tensor, table: HashTable, whole: Tensor | None) -> None:
-        """Add gradients [n, R, C] of problems `first` to `first + n - 1`; to `whole` [R, C] too where it is given."""
+    def _absorb(self, first: int, products: Tensor, work: _Work) -> None:
+        """Add gradients [n, R, C] of problems `first` to `first + n - 1`."""
         if products.numel() == 0:
             return
         wide = self._wide[first : first + len(products)]
         if self._compiled(products):
-            target = None if whole is None else whole.numpy()
-            compiled.add_matrices(wide.numpy(), products.numpy(), table, whole=target)
+            whole, against = (None if t is None else t.numpy() for t in (work.whole, work.against))
+            self._find(
+                first, compiled.add_matrices(wide.numpy(), products.numpy(), work.table, whole=whole, against=against)
+            )
             return
-        buckets = (table.rows.buckets[:, None] + table.cols.buckets).flatten()
-        signs = table.rows.signs[:, None] * table.cols.signs
-        wide.index_add_(1, buckets, (products.to(wide.dtype) * signs).flatten(1))
-        if whole is not None:
-            whole += products.sum(0)
+        rows, cols = work.table.rows, work.table.cols
+        buckets = (rows.buckets[:, None] + cols.buckets).flatten()
+        wide.index_add_(1, buckets, (products.to(wide.dtype) * (rows.signs[:, None] * cols.signs)).flatten(1))
+        if work.whole is not None:
+            work.whole.add_(products.sum(0))
+        if work.against is not None:
+            dots, norms = (products * work.against).double(), products.double().square()
+            self.found[first : first + len(products)] += torch.stack([dots.sum((1, 2)), norms.sum((1, 2))], 1)
+
+    def _find(self, first: int, found: np.ndarray[Any, np.dtype[np.float64]] | None) -> None:
+        if found is not None:
+            self.found[first : first + len(found)] += torch.from_numpy(found)
 
     def _compiled(self, values: Tensor) -> bool:
         return values.device.type == "cpu" and compiled.available()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What to do with gradients of one place: hashes, a matrix to add them to, one to take products with."""
+
+    table: HashTable
+    whole: Tensor | None
+    against: Tensor | None
+
+    def rows(self, part: slice) -> _Work:
+        whole, against = (None if t is None else t[part] for t in (self.whole, self.against))
+        return _Work(self.table.block(part, slice(None)), whole, against)
+
+
+def _once_a_problem(index: Tensor, values: Tensor, bounds: list[int]) -> tuple[Tensor, Tensor, list[int]]:
+    """Rows of one problem that have one index, added: norms are of sums."""
+    ends = torch.tensor(bounds[1:], device=index.device)
+    owner = torch.bucketize(torch.arange(len(index), device=index.device), ends, right=True)
+    width = int(index.max()) + 1 if len(index) else 1
+    keys, where = torch.unique(owner * width + index, return_inverse=True)
+    added = values.new_zeros(len(keys), values.shape[1]).index_add_(0, where, values)
+    starts = torch.searchsorted(keys, torch.arange(len(bounds), device=index.device) * width)
+    return keys % width, added, starts.tolist()

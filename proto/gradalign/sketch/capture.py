@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from gradalign.errors import SketchError
 from gradalign.sketch.accumulate import Accumulator
 from gradalign.sketch.derived import Derived
+from gradalign.sketch.exact import Exact
 from gradalign.sketch.intercept import Interceptor
 from gradalign.sketch.record import UseRecorder
 from gradalign.sketch.rows import ProblemRows
@@ -30,6 +32,10 @@ class Source(Protocol):
     dtype: torch.dtype
 
     @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Global shapes of the sketched parameters by canonical name."""
+
+    @property
     def dim(self) -> int:
         """Number of buckets."""
 
@@ -46,10 +52,22 @@ class Capture:
     Made by `Sketcher.capture`; see there.
     """
 
-    def __init__(self, source: Source, index: Tensor, problems: int | None, *, keep_grad: bool) -> None:
+    def __init__(
+        self,
+        source: Source,
+        index: Tensor,
+        problems: int | None,
+        *,
+        keep_grad: bool,
+        against: Mapping[str, Tensor] | None,
+        onto: Capture | None,
+    ) -> None:
         self.keep_grad = keep_grad
         self.rows = ProblemRows(_checked_index(index, problems), _count(index, problems))
         self.problems = _count(index, problems)
+        self.exact = None if against is None else Exact(against, source.shapes)
+        self.in_backward = False
+        self._onto = _checked_onto(onto, self.problems, against)
         self._source = source
         self._parameters: dict[int, tuple[nn.Parameter, Derived]] = {}
         self._taps: dict[int, Tensor] = {}
@@ -58,6 +76,7 @@ class Capture:
         self._accumulators: dict[torch.device, Accumulator] = {}
         self._open = False
         self._sketches: Tensor | None = None
+        self._found: Tensor | None = None
         self._mode = Interceptor(self)
 
     @property
@@ -66,6 +85,28 @@ class Capture:
         if self._sketches is None:
             raise SketchError("captured.sketches is there once the with block has ended without an error.")
         return self._sketches
+
+    @property
+    def dots(self) -> Tensor:
+        """Exact products with the unit vector of `against`, float64 [problems]; the wire's `dots`."""
+        return self._exactly()[:, 0]
+
+    @property
+    def norms(self) -> Tensor:
+        """Exact gradient norms, float64 [problems]; the wire's `norms`."""
+        return self._exactly()[:, 1]
+
+    def _exactly(self) -> Tensor:
+        if self.exact is None:
+            raise SketchError(
+                "captured.dots and captured.norms need the validation gradient: "
+                "sketcher.capture(problem_index, against=sketcher.gradients())."
+            )
+        if self._found is None:
+            raise SketchError(
+                "captured.dots and captured.norms are there once the with block has ended without an error."
+            )
+        return self._found
 
     def __enter__(self) -> Capture:
         if getattr(_ACTIVE, "capture", None) is not None:
@@ -87,25 +128,33 @@ class Capture:
     ) -> None:
         self._mode.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         self._stance.__exit__(kind, error, trace)
-        self._open, _ACTIVE.capture = False, None
+        _ACTIVE.capture = None
         for hook in self._hooks:
             hook.remove()
         self._taps.clear()
         self._passed.clear()
         self._parameters.clear()
-        if error is None:
-            self._sketches = self._finish()
-        self._accumulators.clear()
+        try:
+            if error is None:
+                self._sketches = self._finish()
+        finally:
+            self._open = False
+            self._accumulators.clear()
 
     def _finish(self) -> Tensor:
         if not self._accumulators:
             raise SketchError(
                 "no gradient was captured: run both the forward and loss.backward() of the batch inside the with block."
             )
-        parts = [accumulator.sketches() for accumulator in self._accumulators.values()]
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part.to(total.device)
+        if self.exact is not None:
+            for place, pieces in self.exact.rest().items():
+                self.accumulator(pieces[0].right.device).pieces(place, pieces)
+        total = _sum([accumulator.sketches() for accumulator in self._accumulators.values()])
+        if self._onto is not None:
+            total = total + self._onto.sketches.to(total.device)
+        if self.exact is not None:
+            found = _sum([accumulator.found for accumulator in self._accumulators.values()])
+            self._found = torch.stack([found[:, 0] / self.exact.norm, found[:, 1].sqrt()], 1)
         if not torch.isfinite(total.sum()):
             bad = (~torch.isfinite(total)).any(1).nonzero().squeeze(1).tolist()
             raise SketchError(
@@ -158,7 +207,10 @@ class Capture:
         made = self.find(value)
         assert made is not None
         parameter = next(p for p, root in self._parameters.values() if root.name == made.name)
-        return UseRecorder(self, made, parameter.detach(), tuple(value.shape), value.dtype)
+        recorder = UseRecorder(self, made, parameter.detach(), tuple(value.shape), value.dtype)
+        if self.exact is not None and not self.in_backward:
+            self.exact.expect(recorder.place)
+        return recorder
 
     def accumulator(self, device: torch.device) -> Accumulator:
         """The sketches on one device."""
@@ -173,6 +225,7 @@ class Capture:
                 dtype=self._source.dtype,
                 device=device,
                 table=lambda name: self._source.table(name, device),
+                exact=self.exact,
             )
         return self._accumulators[device]
 
@@ -192,6 +245,28 @@ def _unseen(name: str) -> SketchError:
         f"{name} got a gradient from an operation that capture did not see: a kernel of its own, or a forward that ran "
         "before the with block. Run the forward inside the block; or freeze the parameter, or use from_grads()."
     )
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part.to(total.device)
+    return total
+
+
+def _checked_onto(onto: Capture | None, problems: int, against: object) -> Capture | None:
+    if onto is None:
+        return None
+    if against is not None:
+        raise SketchError(
+            "onto and against do not go together: norms do not add over batches. Capture a problem whole."
+        )
+    if len(onto.sketches) != problems:
+        raise SketchError(
+            f"onto holds sketches of {len(onto.sketches)} problems and this batch is of {problems}; give both captures the "
+            "same `problems`."
+        )
+    return onto
 
 
 def _count(index: Tensor, problems: int | None) -> int:

@@ -32,6 +32,7 @@ class Tracker(Protocol):
     """Knows the tracked parameters of a capture block."""
 
     rows: ProblemRows
+    in_backward: bool
 
     def find(self, value: Any) -> Derived | None:
         """How a value was made, if it is a tracked parameter or was derived from one."""
@@ -59,7 +60,11 @@ class Interceptor(TorchFunctionMode):
         if func in _BACKWARDS:
             # Gradient checkpointing runs forwards inside the backward: they are to be seen, too.
             with self:
-                return _BACKWARDS[func](*args, **kwargs)
+                self._tracker.in_backward = True
+                try:
+                    return _BACKWARDS[func](*args, **kwargs)
+                finally:
+                    self._tracker.in_backward = False
         if func in _UNTOUCHED or not torch.is_grad_enabled():
             return func(*args, **kwargs)
         tracked = [a for a in (*args, *kwargs.values()) if self._tracker.find(a) is not None]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from gradalign.countsketch import matrix_shape
 from gradalign.sketch.accumulate import Accumulator
 from gradalign.sketch.derived import Derived
+from gradalign.sketch.exact import Exact, Piece, Place
 from gradalign.sketch.rows import Groups
 
 __all__ = ["Block", "UseRecorder"]
@@ -20,6 +23,7 @@ class Block(Protocol):
     """What a use needs of its capture block."""
 
     keep_grad: bool
+    exact: Exact | None
 
     def accumulator(self, device: torch.device) -> Accumulator:
         """The sketches on one device; raises SketchError when the block has ended."""
@@ -43,28 +47,37 @@ class UseRecorder:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    @property
+    def place(self) -> Place:
+        """Where in the parameter's matrix view the gradient of this use lies."""
+        rows, cols = matrix_shape(self.derived.shape)
+        if not self.derived.plain:
+            return self.derived.name, 0, rows
+        return self.derived.name, self.derived.row, torch.Size(self.shape).numel() // max(1, cols)
+
     def outer(self, left: Tensor, right: Tensor, groups: Groups) -> Tensor | None:
         """Sums of outer products of rows: left [n, R], right [n, C]."""
-        target, made = self.block.accumulator(left.device), self.derived
-        keep = self.block.keep_grad
-        if made.plain:
-            if made.turned:
-                left, right = right, left
-            whole = target.outer(made.name, left, right, groups, row=made.row, total=keep)
-            return None if whole is None else self._whole(whole.t() if made.turned else whole)
-        left, right = groups.sort(left), groups.sort(right)
-        for problem, (start, stop) in enumerate(zip(groups.bounds, groups.bounds[1:], strict=False)):
-            gradient = (left[start:stop].t() @ right[start:stop]).reshape(1, *self.shape)
-            target.dense(made.name, made.pull_back(self.parameter, gradient), first=problem)
-        return self._whole(left.t() @ right) if keep else None
+        target, made, keep = self.block.accumulator(left.device), self.derived, self.block.keep_grad
+        if not made.plain:
+            self._outer_pulled_back(target, left, right, groups)
+            return self._whole(left.t() @ right) if keep else None
+        if made.turned:
+            left, right = right, left
+        if self._alone():
+            whole = target.outer(self.place, left, right, groups, total=keep)
+        else:
+            self._hold(target, Piece(target.factor(groups.sort(left)), target.factor(groups.sort(right)), groups))
+            whole = left.t() @ right if keep else None
+        if whole is None:
+            return None
+        return self._whole(whole.t() if made.turned else whole)
 
     def dense(self, gradients: Tensor, whole: Callable[[], Tensor]) -> Tensor | None:
         """Gradients as they are, [problems, *shape]."""
         target, made = self.block.accumulator(gradients.device), self.derived
-        if made.plain and not made.turned:
-            target.dense(made.name, gradients, row=made.row)
-        else:
-            target.dense(made.name, made.pull_back(self.parameter, gradients))
+        if not made.plain or made.turned:
+            gradients = made.pull_back(self.parameter, gradients)
+        self._dense(target, gradients)
         return self._whole(whole()) if self.block.keep_grad else None
 
     def lookup(self, index: Tensor, rows: Tensor, groups: Groups, padding: int) -> Tensor | None:
@@ -72,16 +85,43 @@ class UseRecorder:
         target, made = self.block.accumulator(rows.device), self.derived
         if padding >= 0 and bool((index == padding).any()):
             rows = rows.masked_fill((index == padding).unsqueeze(1), 0)
-        if made.plain and not made.turned:
-            target.rows(made.name, index + made.row, rows, groups)
+        if not made.plain or made.turned:
+            self._lookup_pulled_back(target, index, rows, groups)
+        elif self._alone():
+            target.rows(self.place, index, rows, groups)
         else:
-            for problem in range(len(groups.bounds) - 1):
-                mine = (groups.ids == problem).nonzero().squeeze(1)
-                gradient = rows.new_zeros(self.shape).index_add_(0, index[mine], rows[mine])
-                target.dense(made.name, made.pull_back(self.parameter, gradient.unsqueeze(0)), first=problem)
+            self._hold(target, Piece(groups.sort(index), target.factor(groups.sort(rows)), groups))
         if not self.block.keep_grad:
             return None
         return self._whole(torch.ops.aten.embedding_dense_backward(rows, index, self.shape[0], padding, False))
+
+    def _alone(self) -> bool:
+        return self.block.exact is None or self.block.exact.alone(self.place)
+
+    def _hold(self, target: Accumulator, piece: Piece) -> None:
+        assert self.block.exact is not None
+        pieces = self.block.exact.hold(self.place, piece)
+        if pieces is not None:
+            target.pieces(self.place, pieces)
+
+    def _dense(self, target: Accumulator, gradients: Tensor) -> None:
+        if self._alone():
+            target.dense(self.place, gradients)
+        else:
+            matrices = gradients.reshape(len(gradients), self.place[2], -1)
+            self._hold(target, Piece(None, target.factor(matrices)))
+
+    def _outer_pulled_back(self, target: Accumulator, left: Tensor, right: Tensor, groups: Groups) -> None:
+        left, right = groups.sort(left), groups.sort(right)
+        gradients = [
+            (left[start:stop].t() @ right[start:stop]).reshape(self.shape) for start, stop in pairwise(groups.bounds)
+        ]
+        self._dense(target, self.derived.pull_back(self.parameter, torch.stack(gradients)))
+
+    def _lookup_pulled_back(self, target: Accumulator, index: Tensor, rows: Tensor, groups: Groups) -> None:
+        gradients = rows.new_zeros(len(groups.bounds), *self.shape)
+        gradients.index_put_((groups.ids, index), rows, accumulate=True)
+        self._dense(target, self.derived.pull_back(self.parameter, gradients[:-1]))
 
     def _whole(self, gradient: Tensor) -> Tensor:
         return gradient.to(self.dtype).reshape(self.shape)

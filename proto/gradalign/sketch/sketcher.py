@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,8 @@ class Sketcher:
         self._model = model
         self.dtype = dtype
         named = list(trainable_parameters(model))
-        self._shapes = _distinct_shapes(named)
-        self.projection = _projection(dim, seed, self._shapes)
+        self.shapes = _distinct_shapes(named)
+        self.projection = _projection(dim, seed, self.shapes)
         self.coverage = Coverage.of(model)
         self._tables: dict[tuple[str, torch.device], HashTable] = {}
 
@@ -81,7 +81,22 @@ class Sketcher:
         _check_finite(total, named)
         return total
 
-    def capture(self, problem_index: Tensor, *, problems: int | None = None, keep_grad: bool = True) -> Capture:
+    def gradients(self) -> dict[str, Tensor]:
+        """A copy of the `.grad` of all trainable parameters by canonical name, to capture against.
+
+        After the backward of the validation problems this is the full validation gradient.
+        """
+        return {name: p.grad.detach().clone() for name, p in self.named() if p.grad is not None}
+
+    def capture(
+        self,
+        problem_index: Tensor,
+        *,
+        problems: int | None = None,
+        keep_grad: bool = True,
+        against: Mapping[str, Tensor] | None = None,
+        onto: Capture | None = None,
+    ) -> Capture:
         """Sketch each problem of a batch out of the batch's own forward and backward.
 
             with sketcher.capture(problem_index) as captured:
@@ -96,13 +111,18 @@ class Sketcher:
                 for none.
             problems: number of problems; by default the largest index + 1.
             keep_grad: add to `.grad` what the backward would have added without capture; else leave `.grad` alone.
+            against: the full validation gradient, as `gradients()` gives it: then `captured.dots` are the exact products of
+                each problem's gradient with its unit vector, and `captured.norms` the exact norms. All rows of a problem
+                must be in this one batch, in one backward.
+            onto: an earlier capture of the same problems, to whose sketches this batch's are added: for a problem whose
+                rows are split over micro-batches. No memory but the sketches is needed.
 
         Raises:
             SketchError: here, for an index of another shape or range; in the block, when a parameter is used in a way
                 that cannot be taken apart by problem (the message names it), a forward or a backward ran outside the
                 block, captures nest, or a gradient is not finite.
         """
-        return Capture(self, problem_index, problems, keep_grad=keep_grad)
+        return Capture(self, problem_index, problems, keep_grad=keep_grad, against=against, onto=onto)
 
     @property
     def dim(self) -> int:
@@ -121,7 +141,7 @@ class Sketcher:
         if key not in self._tables:
             self._tables[key] = HashTable.of(
                 name,
-                self._shapes[name],
+                self.shapes[name],
                 dim=self.projection.dim,
                 seed=self.projection.seed,
                 device=device,
@@ -131,10 +151,10 @@ class Sketcher:
 
     def _check_unchanged(self, named: _Named) -> None:
         shapes = {name: tuple(parameter.shape) for name, parameter in named}
-        if shapes == self._shapes:
+        if shapes == self.shapes:
             return
-        for name in sorted(shapes.keys() | self._shapes.keys()):
-            before, now = self._shapes.get(name, "not trainable"), shapes.get(name, "not trainable")
+        for name in sorted(shapes.keys() | self.shapes.keys()):
+            before, now = self.shapes.get(name, "not trainable"), shapes.get(name, "not trainable")
             if before != now:
                 raise SketchError(
                     f"{name} was {before} when the Sketcher was made and is {now} now. Make a new Sketcher, and start a "
