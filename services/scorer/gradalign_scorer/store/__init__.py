@@ -1,12 +1,16 @@
 """The curriculum's state in Redis: one fenced, idempotent script per kind of write."""
 
 from gradalign_scorer.store.commits import RefreshCommit, ScoreCommit, SelectionCommit
-from gradalign_scorer.store.embedded import EmbeddedServer
-from gradalign_scorer.store.records import ProblemColumns, RunRecord, ValidationRecord
-from gradalign_scorer.store.runs import RunStore
+from gradalign_scorer.store.embedded import EmbeddedServer, EmbeddedServerError
+from gradalign_scorer.store.problems import ProblemColumns
+from gradalign_scorer.store.records import RunRecord
+from gradalign_scorer.store.refusals import fenced, projection_mismatch, run_not_found, stale_policy
+from gradalign_scorer.store.runs import RunStore, VersionTakenError
+from gradalign_scorer.store.validations import ValidationRecord
 
 __all__ = [
     "EmbeddedServer",
+    "EmbeddedServerError",
     "ProblemColumns",
     "RefreshCommit",
     "RunRecord",
@@ -14,4 +18,9 @@ __all__ = [
     "ScoreCommit",
     "SelectionCommit",
     "ValidationRecord",
+    "VersionTakenError",
+    "fenced",
+    "projection_mismatch",
+    "run_not_found",
+    "stale_policy",
 ]

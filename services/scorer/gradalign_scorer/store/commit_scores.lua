@@ -1,48 +1,53 @@
--- KEYS: meta, reply, problems, priorities, rounds. ARGV[1]: the request map; its columns run parallel to ids.
--- Every value is read, changed and written within this script, so concurrent writers lose nothing.
-local problems_key, priorities_key, rounds_key = KEYS[3], KEYS[4], KEYS[5]
-if request.validation_version > tonumber(field('validation_counter') or '0') then
+-- KEYS: meta, reply, problems, priorities, validations, rounds.
+-- ARGV[2]: a row for each problem; ARGV from 3: the ids, in the order of the rows.
+-- All values are read, computed and only then written, within this script: concurrent writers lose nothing, and a
+-- failure leaves nothing half-written.
+local problems_key, priorities_key, validations_key, rounds_key = KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local ROW = '<fdfBB'
+local ROW_SIZE = struct.size(ROW)
+
+if request.validation_version > 0 and
+  redis.call('HEXISTS', validations_key, whole(request.validation_version)) == 0 then
   return {'validation_gone'}
 end
-begin()
-if request.named_strategy ~= '' then redis.call('HSET', meta, 'strategy', request.named_strategy) end
-if request.reliability >= 0 then redis.call('HSET', meta, 'reliability', request.reliability) end
 
--- Discounted moments of the run's alignments: its mean and spread.
-for _, name in ipairs({'spread_weight', 'spread_sum', 'spread_square'}) do
-  local old = tonumber(field(name) or '0')
-  redis.call('HSET', meta, name, string.format('%.17g', old * request.discount + request[name]))
+local ids = {}
+for i = 3, #ARGV do ids[i - 2] = ARGV[i] end
+local records, writes, ranks = read_records(problems_key, ids), {}, {}
+for i = 1, #ids do
+  local alignment, priority, pass_rate, signal, selected = struct.unpack(ROW, ARGV[2], (i - 1) * ROW_SIZE + 1)
+  local sum, weight, selected_version, scored, picked, earlier = 0, 0, -1, 0, 0, ''
+  local record = records[i]
+  if record then
+    local a, _, r, s, w, v, sv, ts, tp = struct.unpack(HEAD, record)
+    sum, weight, selected_version, scored, picked = s, w, sv, ts, tp
+    if pass_rate ~= pass_rate then pass_rate = r end
+    if scored > 0 then
+      local skip = #record - HEAD_SIZE >= KEEP_ENTRIES * ENTRY_SIZE and ENTRY_SIZE or 0
+      earlier = string.sub(record, HEAD_SIZE + skip + 1)
+        .. struct.pack(ENTRY, math.min(request.policy_version - v, FARTHEST), a)
+    end
+  end
+  if signal == 1 and alignment == alignment then
+    sum, weight = sum * request.discount + alignment, weight * request.discount + 1
+  end
+  if selected == 1 then picked, selected_version = picked + 1, request.policy_version end
+  writes[2 * i - 1] = ids[i]
+  writes[2 * i] = struct.pack(HEAD, alignment, priority, pass_rate, sum, weight, request.policy_version,
+    selected_version, scored + 1, picked) .. earlier
+  ranks[2 * i - 1] = exact(-priority)
+  ranks[2 * i] = ids[i]
 end
 
-local ids = request.ids
-chunks(#ids, 1000, function(first, last)
-  local old = redis.call('HMGET', problems_key, unpack(ids, first, last))
-  local writes, ranks = {}, {}
-  for i = first, last do
-    local alignment, pass_rate, selected = request.alignments[i], request.pass_rates[i], request.selected[i]
-    local sum, weight, selected_version, scored, picked, history = 0, 0, -1, 0, 0, ''
-    local record = old[i - first + 1]
-    if record then
-      local a, p, n, r, s, w, v, sv, ts, tp = struct.unpack(HEAD, record)
-      sum, weight, selected_version, scored, picked = s, w, sv, ts, tp
-      history = string.sub(record, HEAD_SIZE + 1)
-      if pass_rate < 0 then pass_rate = r end
-    elseif pass_rate < 0 then
-      pass_rate = NAN
-    end
-    if alignment == alignment and request.signal[i] == 1 then
-      sum, weight = sum * request.discount + alignment, weight * request.discount + 1
-    end
-    if selected == 1 then picked, selected_version = picked + 1, request.policy_version end
-    history = history .. struct.pack(HISTORY, request.policy_version, alignment)
-    if #history > KEEP_HISTORY * HISTORY_SIZE then history = string.sub(history, HISTORY_SIZE + 1) end
-    writes[#writes + 1] = ids[i]
-    writes[#writes + 1] = struct.pack(HEAD, alignment, request.priorities[i], request.norms[i], pass_rate, sum, weight,
-      request.policy_version, selected_version, scored + 1, picked) .. history
-    ranks[#ranks + 1] = string.format('%.17g', -request.priorities[i])
-    ranks[#ranks + 1] = ids[i]
+begin()
+if request.strategy ~= '' then redis.call('HSET', meta, 'strategy', request.strategy) end
+if request.reliability >= 0 then redis.call('HSET', meta, 'reliability', exact(request.reliability)) end
+if request.spread_weight > 0 then
+  -- Discounted moments of the run's alignments: its mean and spread. A request without evidence ages nothing.
+  for _, name in ipairs({'spread_weight', 'spread_sum', 'spread_square'}) do
+    redis.call('HSET', meta, name, exact(tonumber(field(name) or '0') * request.discount + request[name]))
   end
-  redis.call('HSET', problems_key, unpack(writes))
-  redis.call('ZADD', priorities_key, unpack(ranks))
-end)
+end
+write_pairs('HSET', problems_key, writes)
+write_pairs('ZADD', priorities_key, ranks)
 return finish(rounds_key)

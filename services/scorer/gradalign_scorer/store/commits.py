@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gradalign import Projection, RoundRecord
-from gradalign_scorer.store.records import ValidationRecord
+from gradalign_scorer.store.validations import ValidationRecord
 
 __all__ = ["Commit", "RefreshCommit", "ScoreCommit", "SelectionCommit"]
+
+# A row of a score commit; commit_scores.lua has the same layout.
+_ROW_DTYPE = np.dtype(
+    [("alignment", "<f4"), ("priority", "<f8"), ("pass_rate", "<f4"), ("signal", "u1"), ("selected", "u1")]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +43,7 @@ class Commit:
     reply: bytes
     record: RoundRecord
 
-    def arguments(self) -> dict[str, Any]:
+    def header(self) -> dict[str, Any]:
         """The script's request map."""
         return {
             "policy_version": self.policy_version,
@@ -48,6 +54,10 @@ class Commit:
             "projection_id": "",
         }
 
+    def arguments(self) -> Sequence[bytes | str]:
+        """The script's arguments behind the request map."""
+        return ()
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreCommit(Commit):
@@ -57,13 +67,12 @@ class ScoreCommit(Commit):
         projection: of the request.
         validation_version: that the alignments were computed against; 0 for none.
         strategy: named by the request; None keeps the run's.
-        ids: the scored problems.
-        alignments: float64 [n]; NaN where no validation gradient was held.
-        priorities: float64 [n].
-        norms: float64 [n].
+        ids: the scored problems, 0 to 4096 of them.
+        alignments: float [n]; NaN where no validation gradient was held.
+        priorities: float [n]; not NaN.
         signal: bool [n]; False for a zero sketch, which is no evidence.
         selected: bool [n].
-        pass_rates: float64 [n], or None.
+        pass_rates: float [n]; None keeps what is known.
         reliability: None keeps the run's.
     """
 
@@ -71,35 +80,35 @@ class ScoreCommit(Commit):
     validation_version: int
     strategy: str | None
     ids: list[str]
-    alignments: npt.NDArray[np.float64]
-    priorities: npt.NDArray[np.float64]
-    norms: npt.NDArray[np.float64]
+    alignments: npt.NDArray[np.floating[Any]]
+    priorities: npt.NDArray[np.floating[Any]]
     signal: npt.NDArray[np.bool_]
     selected: npt.NDArray[np.bool_]
-    pass_rates: npt.NDArray[np.float64] | None = None
+    pass_rates: npt.NDArray[np.floating[Any]] | None = None
     reliability: float | None = None
 
-    def arguments(self) -> dict[str, Any]:
+    def header(self) -> dict[str, Any]:
         """The script's request map."""
-        evidence = self.alignments[self.signal & np.isfinite(self.alignments)]
-        unknown = np.full(len(self.ids), -1.0)
+        evidence = np.asarray(self.alignments[self.signal & np.isfinite(self.alignments)], dtype=np.float64)
         return {
-            **super().arguments(),
-            **_projection_arguments(self.projection),
+            **super().header(),
+            **_projection_fields(self.projection),
             "validation_version": self.validation_version,
-            "named_strategy": self.strategy or "",
-            "reliability": -1.0 if self.reliability is None else self.reliability,
-            "ids": self.ids,
-            "alignments": self.alignments.tolist(),
-            "priorities": self.priorities.tolist(),
-            "norms": self.norms.tolist(),
-            "signal": self.signal.astype(int).tolist(),
-            "selected": self.selected.astype(int).tolist(),
-            "pass_rates": (unknown if self.pass_rates is None else self.pass_rates).tolist(),
+            "strategy": self.strategy or "",
+            "reliability": -1.0 if self.reliability is None else float(self.reliability),
             "spread_weight": float(len(evidence)),
             "spread_sum": float(evidence.sum()),
             "spread_square": float(np.square(evidence).sum()),
         }
+
+    def arguments(self) -> Sequence[bytes | str]:
+        """The rows and the ids."""
+        rows = np.zeros(len(self.ids), dtype=_ROW_DTYPE)
+        rows["alignment"], rows["priority"] = self.alignments, self.priorities
+        rows["pass_rate"] = np.nan if self.pass_rates is None else self.pass_rates
+        rows["signal"], rows["selected"] = self.signal, self.selected
+        assert not np.isnan(rows["priority"]).any(), "a priority is NaN"
+        return (rows.tobytes(), *self.ids)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,27 +127,35 @@ class RefreshCommit(Commit):
     problems: int
     coherence: float
 
-    def arguments(self) -> dict[str, Any]:
+    def header(self) -> dict[str, Any]:
         """The script's request map."""
         return {
-            **super().arguments(),
-            **_projection_arguments(self.projection),
+            **super().header(),
+            **_projection_fields(self.projection),
             "validation_version": self.validation.version,
             "validation_problems": self.problems,
-            "coherence": self.coherence,
+            "coherence": float(self.coherence),
         }
+
+    def arguments(self) -> Sequence[bytes | str]:
+        """The packed validation gradient."""
+        return (self.validation.pack(),)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionCommit(Commit):
-    """Problems picked from the stored priorities."""
+    """Problems picked from the stored priorities; one that was never scored is remembered as picked.
 
-    ids: list[str] = field(default_factory=list)
+    Attributes:
+        ids: the picked problems.
+    """
 
-    def arguments(self) -> dict[str, Any]:
-        """The script's request map."""
-        return {**super().arguments(), "ids": self.ids}
+    ids: list[str]
+
+    def arguments(self) -> Sequence[bytes | str]:
+        """The ids."""
+        return self.ids
 
 
-def _projection_arguments(projection: Projection) -> dict[str, Any]:
+def _projection_fields(projection: Projection) -> dict[str, Any]:
     return {"projection_id": projection.id, "projection": json.dumps(projection.to_map())}

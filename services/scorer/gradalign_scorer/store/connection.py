@@ -11,70 +11,71 @@ import msgpack
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.exceptions import (
-    BusyLoadingError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
+from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gradalign import Unavailable
 
-__all__ = ["Connection", "Scripts", "store_errors"]
+__all__ = ["Connection", "store_errors"]
 
 CONNECT_SECONDS = 2.0
 REPLY_SECONDS = 10.0
+MAX_CONNECTIONS = 64
 _RETRIES = 3
 
+# A script's parts, in order, and its flags. A shebang makes the server refuse the whole script up front where it is full,
+# read-only or unable to persist, instead of failing behind the first write.
+_SCRIPTS = {
+    "commit_scores": ("", ("replies", "guard", "problem", "commit_scores")),
+    "commit_refresh": ("", ("replies", "guard", "commit_refresh")),
+    "commit_selection": ("", ("replies", "guard", "problem", "commit_selection")),
+    "snapshot": ("", ("snapshot",)),
+    "delete_run": (" flags=allow-oom", ("delete_run",)),  # deleting is what helps a full store
+    "stored_reply": (" flags=no-writes", ("replies", "stored_reply")),
+    "page": (" flags=no-writes", ("page",)),
+}
 
-class Scripts:
-    """The Lua sources by name; a commit is the guard followed by its own part."""
 
-    def __init__(self) -> None:
-        folder = files("gradalign_scorer.store")
-        source = {name: (folder / f"{name}.lua").read_text(encoding="utf-8") for name in _ALONE + _GUARDED + ("guard",)}
-        self.sources: Mapping[str, str] = {name: source[name] for name in _ALONE} | {
-            name: source["guard"] + source[name] for name in _GUARDED
-        }
-
-
-_ALONE = ("snapshot", "delete_run")
-_GUARDED = ("commit_scores", "commit_refresh", "commit_selection")
+def _sources() -> Mapping[str, str]:
+    folder = files("gradalign_scorer.store")
+    return {
+        name: f"#!lua{flags}\n" + "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in parts)
+        for name, (flags, parts) in _SCRIPTS.items()
+    }
 
 
 class Connection:
-    """A pooled connection to a Redis-protocol server.
+    """A pooled connection to a Redis-protocol server of version 7 or later.
 
     Reads and idempotent scripts are tried again when a connection breaks; others never are, because a lost reply does
-    not say whether the script ran.
+    not say whether the script ran. (The library's default tries everything ten times again.) Nothing is tried again
+    after a time-out, so that a server that hangs costs one `reply_seconds` and not several.
 
     Args:
         url: `redis://`, `rediss://` or `unix://`.
-        reply_seconds: longest wait for a reply.
+        reply_seconds: longest wait for a reply, and for a free connection.
     """
 
     def __init__(self, url: str, *, reply_seconds: float = REPLY_SECONDS) -> None:
-        options: dict[str, Any] = {"socket_connect_timeout": CONNECT_SECONDS, "socket_timeout": reply_seconds}
-        patient = Retry(ExponentialBackoff(cap=0.5, base=0.05), _RETRIES)
-        self.client: Any = redis.Redis.from_url(url, retry=patient, **options)
-        self._once: Any = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
-        sources = Scripts().sources
-        self._scripts = {name: self.client.register_script(source) for name, source in sources.items()}
+        patient = Retry(ExponentialBackoff(cap=0.5, base=0.05), _RETRIES, supported_errors=(RedisConnectionError,))
+        self.client = _client(url, patient, reply_seconds)
+        self._once = _client(url, Retry(NoBackoff(), 0), reply_seconds)
+        self._scripts = {name: self.client.register_script(source) for name, source in _sources().items()}
 
-    async def run(self, name: str, keys: Sequence[str], arguments: Sequence[Any], *, repeatable: bool) -> list[bytes]:
+    async def run(self, name: str, keys: Sequence[str], arguments: Sequence[Any], *, repeatable: bool) -> list[Any]:
         """Run a script; its reply is a list whose first element is a status word."""
         async with store_errors():
             client = self.client if repeatable else self._once
-            reply: list[bytes] = await self._scripts[name](keys=keys, args=arguments, client=client)
+            reply: list[Any] = await self._scripts[name](keys=keys, args=arguments, client=client)
             return reply
 
-    async def commit(self, name: str, keys: Sequence[str], request: Mapping[str, Any], *blobs: bytes) -> list[bytes]:
+    async def commit(
+        self, name: str, keys: Sequence[str], request: Mapping[str, Any], arguments: Sequence[Any]
+    ) -> list[Any]:
         """Run a guarded script with its request map; one with a request id is safe to try again."""
         packed = msgpack.packb(request, use_bin_type=False)  # the Lua library knows no bin type
-        return await self.run(name, keys, [packed, *blobs], repeatable=bool(request["request_id"]))
+        return await self.run(name, keys, [packed, *arguments], repeatable=bool(request["request_id"]))
 
     async def close(self) -> None:
         """Close both pools."""
@@ -82,13 +83,32 @@ class Connection:
         await self._once.aclose()
 
 
+def _client(url: str, retry: Retry, reply_seconds: float) -> Any:
+    pool = redis.BlockingConnectionPool.from_url(
+        url,
+        retry=retry,
+        max_connections=MAX_CONNECTIONS,
+        timeout=reply_seconds,
+        socket_connect_timeout=CONNECT_SECONDS,
+        socket_timeout=reply_seconds,
+        protocol=2,  # under 3 the pool hands out connections that the server has closed
+    )
+    return redis.Redis.from_pool(pool)
+
+
 @asynccontextmanager
 async def store_errors() -> AsyncIterator[None]:
     """Turn the store's failures into Unavailable, with what to do about them."""
     try:
         yield
-    except (OutOfMemoryError, ReadOnlyError, BusyLoadingError) as error:
-        raise Unavailable(f"the store cannot write: {error}. {_advice(error)}", retry_after=2.0) from error
+    except BusyLoadingError as error:
+        raise Unavailable("the store is loading its data from disk; retry.", retry_after=2.0) from error
+    except AuthenticationError as error:
+        raise Unavailable(
+            f"the store refuses the scorer ({error}); give user and password in GRADALIGN_REDIS_URL, as in "
+            "redis://user:password@host:6379/0.",
+            retry_after=5.0,
+        ) from error
     except (RedisConnectionError, RedisTimeoutError, OSError) as error:
         raise Unavailable(
             f"the store does not answer ({type(error).__name__}: {error}). Nothing is lost that was acknowledged; retry, "
@@ -101,12 +121,15 @@ async def store_errors() -> AsyncIterator[None]:
         raise Unavailable(f"the store failed ({type(error).__name__}: {error}).", retry_after=2.0) from error
 
 
-def _advice(error: Exception) -> str:
-    text = str(error)
-    if "OOM" in text or isinstance(error, OutOfMemoryError):
-        return "It is full: raise its maxmemory, or DELETE runs that are over."
-    if "MISCONF" in text or "No space" in text:
-        return "It cannot persist to disk: free space on its volume."
-    if "READONLY" in text or isinstance(error, ReadOnlyError):
-        return "It is a read-only replica: point GRADALIGN_REDIS_URL at the primary."
-    return "Nothing of this request was stored; retry."
+_ADVICE = {
+    "OOM": "It is full: raise its maxmemory, or DELETE runs that are over.",
+    "MISCONF": "It cannot persist to disk: free space on its volume.",
+    "READONLY": "It is a read-only replica: point GRADALIGN_REDIS_URL at the primary.",
+    "MOVED": "It is a Redis Cluster, where a run lives on one node: point GRADALIGN_REDIS_URL at a single server.",
+    "NOPERM": "Let its user run EVALSHA and every command on keys that begin with gradalign:.",
+}
+
+
+def _advice(error: ResponseError) -> str:
+    code = getattr(error, "status_code", None) or str(error).split(" ")[0]
+    return _ADVICE.get(code, "Nothing of this request was stored; retry.")

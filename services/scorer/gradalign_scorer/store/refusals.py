@@ -1,0 +1,106 @@
+"""Why the store refuses a request, in words for whoever sent it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from gradalign import (
+    Fenced,
+    NotFound,
+    ProjectionMismatch,
+    RequestIdReused,
+    StalePolicy,
+    ValidationMissing,
+    WireError,
+)
+from gradalign_scorer.store.commits import Commit, RefreshCommit, ScoreCommit
+
+__all__ = [
+    "commit_refusal",
+    "fenced",
+    "projection_mismatch",
+    "request_id_reused",
+    "run_not_found",
+    "snapshot_not_found",
+    "stale_policy",
+]
+
+
+def run_not_found(run_id: str) -> NotFound:
+    """The error for a run never seen."""
+    return NotFound(
+        f"there is no run {run_id!r}; a run begins with its first /refresh_validation or /score. GET /runs lists them.",
+        param="run_id",
+    )
+
+
+def snapshot_not_found(run_id: str, name: str) -> NotFound:
+    """The error for a snapshot never taken."""
+    return NotFound(
+        f"run {run_id!r} has no snapshot {name!r}; take one by POST /runs/{run_id}/snapshots/{name}.", param="name"
+    )
+
+
+def fenced(epoch: int | None, seen: int | str) -> Fenced:
+    """The error for a writer that a newer one has replaced."""
+    return Fenced(
+        f"epoch {epoch} was sent and the run has seen epoch {seen}: another process has taken this run over. Stop this "
+        "one, or start it again with a higher epoch.",
+        param="epoch",
+    )
+
+
+def stale_policy(sent: int, seen: int | str) -> StalePolicy:
+    """The error for a policy version that went backwards."""
+    return StalePolicy(
+        f"policy_version {sent} was sent and the run has seen {seen}; versions may not go backwards. After resuming from "
+        "a checkpoint, restore the curriculum snapshot taken with it, or use another run_id.",
+        param="policy_version",
+    )
+
+
+def projection_mismatch(sent: dict[str, Any], held: dict[str, Any]) -> ProjectionMismatch:
+    """The error for sketches made in another way than the run's."""
+    different = sorted(key for key in held if held[key] != sent.get(key) and key != "id")
+    return ProjectionMismatch(
+        f"the sketches were made with {', '.join(f'{key}={sent[key]}' for key in different)}; the run's with "
+        f"{', '.join(f'{key}={held[key]}' for key in different)}. Use the run's projection, or another run_id: such "
+        "sketches cannot be compared. (Other `parameters` mean that the set of trainable parameters changed.)",
+        param="projection",
+    )
+
+
+def request_id_reused(request_id: str | None) -> RequestIdReused:
+    """The error for an id that belongs to another request."""
+    return RequestIdReused(
+        f"request_id {request_id!r} was used before, for a request with another content; give every request an id of "
+        "its own, and a retry the id and the content of its first try.",
+        param="request_id",
+        request_id=request_id,
+    )
+
+
+def commit_refusal(status: str, details: list[str], commit: Commit) -> WireError:
+    """The error for the status word of a commit's script."""
+    if status == "projection_mismatch" and isinstance(commit, ScoreCommit | RefreshCommit):
+        return projection_mismatch(commit.projection.to_map(), json.loads(details[0]))
+    if status == "validation_gone" and isinstance(commit, ScoreCommit):
+        return _validation_gone(commit)
+    refusals: dict[str, Callable[[], WireError]] = {
+        "fenced": lambda: fenced(commit.epoch, details[0]),
+        "stale_policy": lambda: stale_policy(commit.policy_version, details[0]),
+        "request_id_reused": lambda: request_id_reused(commit.request_id),
+        "not_found": lambda: run_not_found(commit.run_id),
+    }
+    return refusals[status]()
+
+
+def _validation_gone(commit: ScoreCommit) -> ValidationMissing:
+    return ValidationMissing(
+        f"the request was scored against validation version {commit.validation_version}, which the run no longer holds: "
+        "it was restored, deleted or refreshed several times meanwhile. Send the request again; where that says that "
+        "there is no validation gradient, /refresh_validation first.",
+        param="validation_version",
+    )
