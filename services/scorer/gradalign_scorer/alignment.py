@@ -1,0 +1,191 @@
+"""Products of sketches with a vector, and their norms: one pass over the rows, block by block, in float32.
+
+Rows are independent, so a pool may lie in any number of matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gradalign import SketchMatrix
+
+__all__ = ["Products", "SketchRows", "gram", "products", "weighted_sum"]
+
+Floats = npt.NDArray[np.float64]
+
+# A block is converted to float32 and read again from the cache: 128 rows of 8192 are 4 MiB.
+_CPU_BLOCK_ROWS = 128
+_CPU_BLOCK_ELEMENTS = 1 << 20
+_CUDA_BLOCK_ELEMENTS = 1 << 26
+_ROW_STEP = 16
+_GRAM_COLUMNS = 2048
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+# Outside of these bounds the squares of a float32 row have lost digits, or overflowed: such rows are taken in float64.
+_SQUARE_LOW, _SQUARE_HIGH = 1e-24, 1e36
+
+
+@dataclass(frozen=True)
+class SketchRows:
+    """Rows of any number of matrices of one `dim`, [n, dim], as if they were one.
+
+    Attributes:
+        matrices: in the order of the rows; not copied.
+    """
+
+    matrices: Sequence[SketchMatrix]
+
+    def __post_init__(self) -> None:
+        assert self.matrices
+        assert len({matrix.dim for matrix in self.matrices}) == 1
+
+    def __len__(self) -> int:
+        return sum(matrix.rows for matrix in self.matrices)
+
+    @property
+    def dim(self) -> int:
+        """Buckets of a row."""
+        return self.matrices[0].dim
+
+    def blocks(self, most: int) -> Iterator[tuple[slice, Tensor]]:
+        """Consecutive rows, at most `most` at a time: their place, and a CPU tensor [rows, dim] in the wire's dtype."""
+        done = 0
+        for matrix in self.matrices:
+            for start in range(0, matrix.rows, most):
+                stop = min(start + most, matrix.rows)
+                yield slice(done + start, done + stop), _block(matrix, start, stop)
+            done += matrix.rows
+
+
+def _block(matrix: SketchMatrix, start: int, stop: int) -> Tensor:
+    dtype = _DTYPES[matrix.dtype]
+    row = matrix.dim * dtype.itemsize
+    data = matrix.data[start * row : stop * row]
+    # torch takes misaligned memory without a word, and warns of memory it may not write: such a block is copied.
+    if data.readonly or np.frombuffer(data, np.uint8).ctypes.data % dtype.itemsize:
+        data = memoryview(bytearray(data))
+    return torch.frombuffer(data, dtype=dtype).view(stop - start, matrix.dim)
+
+
+@dataclass(frozen=True)
+class Products:
+    """What a pass over n sketches gives.
+
+    Attributes:
+        dots: products with the vector, [n]; zeros where none was given.
+        norms: norms of the rows, [n].
+        finite: [n]; False for a row with NaN or Inf, whose dot and norm are 0.
+    """
+
+    dots: Floats
+    norms: Floats
+    finite: npt.NDArray[np.bool_]
+
+    @property
+    def signal(self) -> npt.NDArray[np.bool_]:
+        """Finite rows that are not zero, [n]."""
+        return self.finite & (self.norms > 0)
+
+    def cosines(self) -> Floats:
+        """Dots over norms, in [-1, 1], for a unit vector; 0 for a row without a signal; [n]."""
+        signal = self.signal
+        quotient = np.divide(self.dots, self.norms, out=np.zeros_like(self.dots), where=signal)
+        return np.clip(quotient, -1.0, 1.0)
+
+
+def products(rows: SketchRows, vector: Tensor | None, device: torch.device) -> Products:
+    """Products of every row with a vector, and the norms of the rows.
+
+    A row's result does not depend on where it stands: every block of a call has the same shape.
+
+    Args:
+        rows: [n, dim].
+        vector: float32 [dim], or None for norms alone.
+        device: to compute on.
+    """
+    count = len(rows)
+    dots, squares = torch.zeros(count), torch.zeros(count)
+    most = _block_rows(count, rows.dim, device)
+    buffer = torch.zeros(most, rows.dim, dtype=torch.float32, device=device)
+    there = None if vector is None else vector.to(device, torch.float32)
+    for place, block in rows.blocks(most):
+        filled = block.shape[0]
+        buffer[:filled].copy_(block)
+        squares[place] = torch.linalg.vector_norm(buffer, dim=1)[:filled].square().cpu()
+        if there is not None:
+            dots[place] = (buffer @ there)[:filled].cpu()
+    result = Products(dots.double().numpy(), squares.double().sqrt().numpy(), np.ones(count, dtype=bool))
+    ordinary = (squares > _SQUARE_LOW) & (squares < _SQUARE_HIGH) & torch.isfinite(dots)
+    if not ordinary.all():
+        _correct(result, rows, vector, (~ordinary).numpy(), most)
+    return result
+
+
+def _correct(result: Products, rows: SketchRows, vector: Tensor | None, odd: npt.NDArray[np.bool_], most: int) -> None:
+    """Take rows that are zero, tiny, huge or not finite again, in float64."""
+    exact = None if vector is None else vector.double().cpu()
+    for place, block in rows.blocks(most):
+        chosen = np.flatnonzero(odd[place])
+        if not chosen.size:
+            continue
+        values = block[torch.from_numpy(chosen)].double()
+        finite = torch.isfinite(values).all(dim=1)
+        values[~finite] = 0.0
+        where = chosen + place.start
+        result.finite[where] = finite.numpy()
+        result.norms[where] = torch.linalg.vector_norm(values, dim=1).numpy()
+        result.dots[where] = 0.0 if exact is None else (values @ exact).numpy()
+
+
+def _block_rows(count: int, dim: int, device: torch.device) -> int:
+    cpu = device.type == "cpu"
+    most = min(_CPU_BLOCK_ROWS, _CPU_BLOCK_ELEMENTS // dim) if cpu else _CUDA_BLOCK_ELEMENTS // dim
+    rows = max(_ROW_STEP, min(most, count))
+    return -(-rows // _ROW_STEP) * _ROW_STEP
+
+
+def weighted_sum(rows: SketchRows, weights: Floats, device: torch.device) -> Tensor:
+    """Sum of weight * row, float32 [dim] on the CPU; rows of weight 0 may hold anything.
+
+    Args:
+        rows: [n, dim].
+        weights: [n].
+        device: to compute on.
+    """
+    total = torch.zeros(rows.dim, dtype=torch.float32, device=device)
+    factors = torch.from_numpy(weights)
+    for place, block in rows.blocks(_block_rows(len(rows), rows.dim, device)):
+        weight = factors[place]
+        used = weight != 0
+        # The weights may be as small as the rows are large: their product, not the rows, must fit float32.
+        scaled = block[used].to(device).to(torch.float64) * weight[used].to(device)[:, None]
+        total += scaled.sum(dim=0).float()
+    return total.cpu()
+
+
+def gram(rows: SketchRows, scale: Floats, device: torch.device) -> Floats:
+    """Products of scaled rows with one another, [n, n]; rows of scale 0 count as zero.
+
+    It walks over the columns, so it holds [n, n] and [n, 2048] floats and never all rows in float32.
+
+    Args:
+        rows: [n, dim].
+        scale: [n]; the scaled rows must fit float32.
+        device: to compute on.
+    """
+    count = len(rows)
+    total = torch.zeros(count, count, dtype=torch.float32, device=device)
+    factors = torch.from_numpy(scale)
+    for start in range(0, rows.dim, _GRAM_COLUMNS):
+        columns = torch.zeros(count, min(_GRAM_COLUMNS, rows.dim - start), dtype=torch.float32, device=device)
+        for place, block in rows.blocks(_CPU_BLOCK_ROWS):
+            used = factors[place] != 0
+            part = block[:, start : start + _GRAM_COLUMNS].double() * factors[place, None]
+            columns[place] = torch.where(used[:, None], part, 0.0).to(device, torch.float32)
+        total += columns @ columns.T
+    return total.double().cpu().numpy()

@@ -1,0 +1,149 @@
+"""The scorer as an ASGI app.
+
+    app = create_app(load_settings({"redis_url": "redis://localhost"}))
+
+`gradalign serve` runs it, with an embedded store where no URL is set.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from gradalign import InvalidValue, MalformedRequest, MethodNotAllowed, NotFound, SketchMatrix, WireError, __version__
+from gradalign.errors import error_from_wire
+from gradalign_scorer.admission import Admission
+from gradalign_scorer.alignment import SketchRows, products
+from gradalign_scorer.bodies import BodyReader
+from gradalign_scorer.context import Context, context_of
+from gradalign_scorer.engine import Engine, pick_device
+from gradalign_scorer.gate import KeyGate
+from gradalign_scorer.metrics import Metrics, RequestCounter
+from gradalign_scorer.negotiation import error_response
+from gradalign_scorer.routes import OPERATIONS, WIRE
+from gradalign_scorer.service import Service
+from gradalign_scorer.settings import Settings, SettingsError
+from gradalign_scorer.store import RunStore
+from gradalign_scorer.validations import ValidationCache
+
+__all__ = ["create_app"]
+
+_LOG = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The app of one scorer process; its parts start with its lifespan.
+
+    Raises:
+        SettingsError: no store is named.
+        GradAlignError: the device cannot be used.
+    """
+    if settings.redis_url is None:
+        raise SettingsError("GRADALIGN_REDIS_URL is not set; `gradalign serve` starts an embedded store without it.")
+    context = _context(settings, settings.redis_url)
+    app = FastAPI(
+        title="GradAlign scorer",
+        version=__version__,
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.context = context
+    # The last one added is the first to see a request.
+    app.add_middleware(KeyGate, keys=settings.keys())
+    app.add_middleware(RequestCounter, metrics=context.metrics)
+    for router in WIRE:
+        app.include_router(router)
+        app.include_router(router, prefix="/v1", include_in_schema=False)
+    for router in OPERATIONS:
+        app.include_router(router)
+    for kind in (WireError, HTTPException, RequestValidationError, ClientDisconnect, Exception):
+        app.add_exception_handler(kind, _answer_error)
+    return app
+
+
+def _context(settings: Settings, redis_url: str) -> Context:
+    engine = Engine(pick_device(settings.device), settings.queue_size, stuck_seconds=settings.stuck_seconds)
+    store = RunStore.connect(redis_url)
+    admission, metrics = Admission(settings.max_requests, settings.max_admitted_bytes), Metrics()
+    return Context(
+        settings=settings,
+        store=store,
+        engine=engine,
+        admission=admission,
+        bodies=BodyReader(settings, admission),
+        service=Service(store, engine, ValidationCache(store, settings.cache_bytes), metrics),
+        metrics=metrics,
+    )
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    context: Context = app.state.context
+    context.engine.start()
+    await context.engine.run(lambda: _warm_up(context.engine.device))
+    context.warm = True
+    _LOG.info("computing on %s", context.engine.device)
+    try:
+        yield
+    finally:
+        context.draining = True
+        if not context.engine.close(context.settings.grace_seconds):
+            _LOG.error("the compute thread did not end within %g s", context.settings.grace_seconds)
+        await context.store.close()
+
+
+def _warm_up(device: torch.device) -> None:
+    """The first computation pays for a device's start; let it not be a trainer's."""
+    rows = SketchRows([SketchMatrix.of(np.ones((2, 64), dtype=np.float16))])
+    products(rows, torch.ones(64), device)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    """Every error, the framework's own included, in the wire's shape."""
+    wire, headers = _wire_error(request, error)
+    if wire.status >= 500 and wire.type == "internal":
+        _LOG.error("%s %s failed: %r", request.method, request.url.path, error)
+    context_of(request).metrics.refused.labels(wire.type).inc()
+    return error_response(request.scope, wire, headers)
+
+
+def _wire_error(request: Request, error: Exception) -> tuple[WireError, Mapping[str, str]]:
+    if isinstance(error, WireError):
+        return error, {}
+    if isinstance(error, HTTPException):
+        return _of_framework(request, error), error.headers or {}
+    if isinstance(error, RequestValidationError):
+        return InvalidValue(f"the request is not valid: {_first_fault(error)}."), {}
+    if isinstance(error, ClientDisconnect):
+        return MalformedRequest("the connection was closed before the whole body came."), {}
+    return WireError(
+        f"the scorer failed on this request ({type(error).__name__}); nothing of it was stored. Its log has the details; "
+        "please report them."
+    ), {}
+
+
+def _of_framework(request: Request, error: HTTPException) -> WireError:
+    place = f"{request.method} {request.url.path[:200]}"
+    if error.status_code == 404:
+        return NotFound(f"there is no route {place}; GET /docs lists the routes.")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        return MethodNotAllowed(f"there is no route {place}; this path takes {allowed}.")
+    return error_from_wire(error.status_code, {"error": {"message": f"{place}: {error.detail}"}})
+
+
+def _first_fault(error: RequestValidationError) -> str:
+    fault: Mapping[str, Any] = error.errors()[0]
+    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"

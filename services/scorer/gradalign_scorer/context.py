@@ -1,0 +1,53 @@
+"""What the routes share: one object, made when the app starts, found on `app.state`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import cast
+
+from starlette.requests import Request
+
+from gradalign_scorer.admission import Admission
+from gradalign_scorer.bodies import BodyReader
+from gradalign_scorer.engine import Engine
+from gradalign_scorer.metrics import Metrics
+from gradalign_scorer.service import Service
+from gradalign_scorer.settings import Settings
+from gradalign_scorer.store import RunStore
+
+__all__ = ["Context", "context_of"]
+
+
+@dataclass
+class Context:
+    """The parts of a running scorer.
+
+    Attributes:
+        settings: as configured.
+        store: of all runs.
+        engine: that computes.
+        admission: of requests with a body.
+        bodies: reads them.
+        service: the requests that change a run.
+        metrics: of this process.
+        started_at: Unix time in seconds.
+        warm: whether the first computation is done.
+        draining: whether the process was told to end.
+    """
+
+    settings: Settings
+    store: RunStore
+    engine: Engine
+    admission: Admission
+    bodies: BodyReader
+    service: Service
+    metrics: Metrics
+    started_at: float = field(default_factory=time.time)
+    warm: bool = False
+    draining: bool = False
+
+
+def context_of(request: Request) -> Context:
+    """The context of the app that serves a request."""
+    return cast(Context, request.app.state.context)

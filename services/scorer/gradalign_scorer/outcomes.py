@@ -1,0 +1,136 @@
+"""From what was computed to what is stored and what is answered."""
+
+from __future__ import annotations
+
+import msgpack
+import numpy as np
+
+from gradalign import (
+    Ranking,
+    RefreshReply,
+    RefreshRequest,
+    RejectedProblem,
+    ScoreRequest,
+    Selection,
+    SelectRequest,
+)
+from gradalign_scorer.aggregation import ValidationGradient
+from gradalign_scorer.rounds import refresh_round, score_round, select_round
+from gradalign_scorer.scoring import NOT_FINITE, Scored
+from gradalign_scorer.selection import Picks, StoredScores
+from gradalign_scorer.store import RefreshCommit, RunRecord, ScoreCommit, SelectionCommit, ValidationRecord
+
+__all__ = ["refresh_commit", "score_commit", "selection_commit"]
+
+
+def score_commit(
+    request: ScoreRequest, digest: bytes, strategy: str, validation: ValidationRecord | None, scored: Scored
+) -> ScoreCommit:
+    """The write and the reply of a ranked /score."""
+    count = len(scored.ids)
+    selected = min(request.select or 0, count)
+    unknown = np.full(count, np.nan)
+    trust = scored.reliability
+    version = validation.version if validation else None
+    return ScoreCommit(
+        run_id=request.run_id,
+        policy_version=request.policy_version,
+        epoch=request.epoch,
+        request_id=request.request_id,
+        digest=digest,
+        reply=_packed(_ranking(request, strategy, validation, scored, selected)),
+        record=score_round(request, strategy, version, scored, selected),
+        projection=request.projection,
+        validation_version=version or 0,
+        strategy=request.strategy,
+        ids=scored.ids,
+        alignments=unknown if scored.alignments is None else scored.alignments,
+        priorities=scored.priorities,
+        signal=scored.signal,
+        selected=np.arange(count) < selected,
+        pass_rates=scored.pass_rates,
+        reliability=trust.value if trust else None,
+    )
+
+
+def _ranking(
+    request: ScoreRequest, strategy: str, validation: ValidationRecord | None, scored: Scored, selected: int
+) -> Ranking:
+    trust = scored.reliability
+    return Ranking(
+        run_id=request.run_id,
+        policy_version=request.policy_version,
+        validation_version=validation.version if validation else None,
+        validation_policy_version=validation.policy_version if validation else None,
+        strategy=strategy,
+        problem_ids=scored.ids,
+        priorities=scored.priorities.tolist(),
+        alignments=None if scored.alignments is None else scored.alignments.tolist(),
+        weights=scored.weights.tolist(),
+        norms=scored.norms.tolist(),
+        no_signal=[i for i, has in zip(scored.ids, scored.signal, strict=True) if not has],
+        selected=scored.ids[:selected],
+        rejected=scored.rejected,
+        reliability=trust.value if trust else None,
+        advised_dim=trust.advised_dim if trust else None,
+        request_id=request.request_id,
+    )
+
+
+def refresh_commit(request: RefreshRequest, digest: bytes, version: int, gradient: ValidationGradient) -> RefreshCommit:
+    """The write and the reply of a /refresh_validation that makes `version`."""
+    reply = RefreshReply(
+        run_id=request.run_id,
+        policy_version=request.policy_version,
+        validation_version=version,
+        problems=int(gradient.used.sum()),
+        coherence=gradient.coherence,
+        rejected=[
+            RejectedProblem(problem_id=request.problem_ids[i], reason=NOT_FINITE)
+            for i in np.flatnonzero(~gradient.finite)
+        ],
+        request_id=request.request_id,
+    )
+    return RefreshCommit(
+        run_id=request.run_id,
+        policy_version=request.policy_version,
+        epoch=request.epoch,
+        request_id=request.request_id,
+        digest=digest,
+        reply=_packed(reply),
+        record=refresh_round(request, version, gradient),
+        projection=request.projection,
+        validation=ValidationRecord(version, request.policy_version, gradient.vector.numpy()),
+        problems=reply.problems,
+        coherence=gradient.coherence,
+    )
+
+
+def selection_commit(
+    request: SelectRequest, digest: bytes, run: RunRecord, scores: StoredScores, picks: Picks
+) -> SelectionCommit:
+    """The write and the reply of a /select."""
+    selected = [scores.ids[i] for i in picks.indices]
+    reply = Selection(
+        run_id=request.run_id,
+        policy_version=request.policy_version,
+        selected=selected,
+        priorities=[None if np.isnan(value) else float(value) for value in picks.values],
+        explored=[scores.ids[i] for i in picks.explored],
+        request_id=request.request_id,
+    )
+    return SelectionCommit(
+        run_id=request.run_id,
+        policy_version=request.policy_version,
+        epoch=request.epoch,
+        request_id=request.request_id,
+        digest=digest,
+        reply=_packed(reply),
+        record=select_round(request, run.validation_version or None, len(scores.ids), picks),
+        ids=selected,
+    )
+
+
+def _packed(reply: Ranking | RefreshReply | Selection) -> bytes:
+    packed: bytes = msgpack.packb(reply.to_map())
+    return packed

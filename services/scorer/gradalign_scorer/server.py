@@ -1,0 +1,157 @@
+"""uvicorn, with the sockets, signals and time limits that a scorer needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from gradalign_scorer.context import Context
+from gradalign_scorer.settings import Settings, SettingsError
+
+__all__ = ["Server", "bound_sockets"]
+
+_LOG = logging.getLogger(__name__)
+_BACKLOG = 2048
+
+
+class Server(uvicorn.Server):
+    """Serves one app until SIGTERM or SIGINT, then drains.
+
+    After SIGTERM /readyz answers 503 for `drain_seconds` while requests are still taken, so that a load balancer can
+    look away; then no connection is accepted, and what was admitted is finished. SIGINT skips the wait.
+
+    Args:
+        app: made by `create_app`.
+        settings: of the app.
+        port_file: where to write the base URL once requests are answered.
+    """
+
+    def __init__(self, app: FastAPI, settings: Settings, port_file: Path | None = None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                # Above the client's 30 s, so that the side that sends is the side that gives a connection up.
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=int(settings.grace_seconds) or 1,
+                server_header=False,
+                ws="none",
+            )
+        )
+        self._context: Context = app.state.context
+        self._settings = settings
+        self._port_file = port_file
+        self._exit_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Begin to drain; a second signal ends the wait, a third one everything."""
+        self._context.draining = True
+        if sig == signal.SIGTERM and self._exit_at is None and not self.should_exit:
+            self._exit_at = time.monotonic() + self._settings.drain_seconds
+        elif self.should_exit:
+            self.force_exit = True
+        else:
+            self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop; asked ten times a second."""
+        if self._exit_at is not None and time.monotonic() >= self._exit_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the app, listen, and say where."""
+        await super().startup(sockets)
+        addresses = [_address(sock) for sock in sockets or []]
+        _LOG.info("serving on %s", " and ".join(addresses))
+        if self._port_file is not None and addresses:
+            fresh = self._port_file.with_name(self._port_file.name + ".new")
+            fresh.write_text(addresses[0] + "\n")
+            fresh.replace(self._port_file)
+
+
+def _address(sock: socket.socket) -> str:
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    host = f"[{name[0]}]" if sock.family == socket.AF_INET6 else name[0]
+    return f"http://{host}:{name[1]}"
+
+
+@contextmanager
+def bound_sockets(settings: Settings) -> Iterator[list[socket.socket]]:
+    """The sockets to listen on, the TCP one first; a Unix socket's file is removed at the end.
+
+    Raises:
+        SettingsError: an address cannot be taken.
+    """
+    sockets = [_bind_tcp(settings.host, settings.port)]
+    try:
+        if settings.uds is not None:
+            sockets.append(_bind_unix(settings.uds))
+        yield sockets
+    finally:
+        for sock in sockets:
+            sock.close()
+        if settings.uds is not None and len(sockets) > 1:
+            settings.uds.unlink(missing_ok=True)
+
+
+def _bind_tcp(host: str, port: int) -> socket.socket:
+    name = host.strip("[]")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(address)
+        except OSError:
+            sock.close()
+            raise
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {host}:{port} ({error.strerror or error}); give a free port as GRADALIGN_PORT (--port; 0 "
+            "takes any), and an address of this machine as GRADALIGN_HOST (--host)."
+        ) from None
+    sock.listen(_BACKLOG)
+    return sock
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # The file's mode is set by the mask at birth: a chmod behind it would leave a moment in which anyone may connect.
+    mask = os.umask(0o177)
+    try:
+        if _is_dead_socket(path):
+            path.unlink()
+        sock.bind(str(path))
+    except OSError as error:
+        sock.close()
+        raise SettingsError(
+            f"cannot listen on GRADALIGN_UDS (--uds) {path} ({error.strerror or error}); give a path of at most 107 bytes "
+            "in a folder that this user may write to, which no other process listens on."
+        ) from None
+    finally:
+        os.umask(mask)
+    sock.listen(_BACKLOG)
+    return sock
+
+
+def _is_dead_socket(path: Path) -> bool:
+    """Whether a process that is gone left its socket behind."""
+    if not path.exists() or not stat.S_ISSOCK(path.stat().st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(path)) != 0

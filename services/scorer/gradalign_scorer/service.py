@@ -1,0 +1,201 @@
+"""The three requests that change a run, from a parsed message to the bytes of its reply.
+
+Each looks up the run, answers a repetition from its stored reply, refuses what disagrees with the run, computes on the
+engine's thread, and replies once the store has acknowledged the one script that checks again and writes. A refused
+request stores nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+
+from gradalign import RefreshRequest, ScoreRequest, SelectRequest, Unavailable, ValidationMismatch, WireError
+from gradalign_scorer.aggregation import ValidationGradient, aggregate
+from gradalign_scorer.alignment import SketchRows
+from gradalign_scorer.engine import Engine
+from gradalign_scorer.metrics import Metrics
+from gradalign_scorer.outcomes import refresh_commit, score_commit, selection_commit
+from gradalign_scorer.scoring import Evidence, score
+from gradalign_scorer.selection import PickRule, StoredScores, pick
+from gradalign_scorer.store import (
+    RunRecord,
+    RunStore,
+    ValidationRecord,
+    VersionTakenError,
+    fenced,
+    projection_mismatch,
+    run_not_found,
+    stale_policy,
+)
+from gradalign_scorer.validations import ValidationCache
+
+__all__ = ["Service"]
+
+_REFRESH_TRIES = 5
+
+
+class Service:
+    """Holds nothing that the store does not, so that replicas may share a store.
+
+    Args:
+        store: of all runs.
+        engine: that computes.
+        validations: cache of validation gradients.
+        metrics: to count in.
+    """
+
+    def __init__(self, store: RunStore, engine: Engine, validations: ValidationCache, metrics: Metrics) -> None:
+        self.store = store
+        self.engine = engine
+        self._validations = validations
+        self._metrics = metrics
+
+    async def score(self, request: ScoreRequest, digest: bytes) -> bytes:
+        """Rank problems and remember their scores.
+
+        Args:
+            request: a parsed `POST /score`.
+            digest: of the request's bytes; the same request id with another is refused.
+
+        Returns:
+            The `Ranking` in msgpack.
+
+        Raises:
+            WireError: with the request's id.
+        """
+        with _named(request.request_id):
+            with self._metrics.stage("load"):
+                run = await self.store.load_run(request.run_id)
+                stored = await self._stored_reply(request, run, digest)
+                if stored is not None:
+                    return stored
+                _check_run(request, run)
+                validation = await self._validations.current(run) if run else None
+                _check_dots(request, validation)
+                evidence = await self._evidence(request, run)
+            strategy = request.strategy or (run.strategy if run else "cosine")
+            with self._metrics.stage("compute"):
+                vector = None if validation is None else torch.tensor(validation.vector)
+                scored = await self.engine.run(partial(score, request, strategy, vector, evidence, self.engine.device))
+            with self._metrics.stage("commit"):
+                reply = await self.store.commit_scores(score_commit(request, digest, strategy, validation, scored))
+            self._metrics.problems.inc(len(scored.ids))
+            self._metrics.rows_rejected.inc(len(scored.rejected))
+            return reply
+
+    async def refresh(self, request: RefreshRequest, digest: bytes) -> bytes:
+        """Replace the run's validation gradient; the `RefreshReply` in msgpack. Arguments and errors as for `score`."""
+        with _named(request.request_id):
+            gradient: ValidationGradient | None = None
+            for _ in range(_REFRESH_TRIES):
+                run = await self.store.load_run(request.run_id)
+                stored = await self._stored_reply(request, run, digest)
+                if stored is not None:
+                    return stored
+                _check_run(request, run)
+                if gradient is None:
+                    gradient = await self._aggregate(request)
+                version = (run.validation_counter if run else 0) + 1
+                try:
+                    return await self.store.commit_refresh(refresh_commit(request, digest, version, gradient))
+                except VersionTakenError:
+                    continue
+            raise Unavailable(
+                f"other writers refreshed the validation gradient of run {request.run_id!r} {_REFRESH_TRIES} times "
+                "meanwhile; retry, and let one process of a run refresh it.",
+                retry_after=1.0,
+            )
+
+    async def select(self, request: SelectRequest, digest: bytes) -> bytes:
+        """Pick from the stored priorities; the `Selection` in msgpack. Arguments and errors as for `score`."""
+        with _named(request.request_id):
+            run = await self.store.load_run(request.run_id)
+            if run is None:
+                raise run_not_found(request.run_id)
+            stored = await self._stored_reply(request, run, digest)
+            if stored is not None:
+                return stored
+            _check_clock(request.epoch, request.policy_version, run)
+            columns = await self.store.load_problems(request.run_id, request.problem_ids)
+            scores = StoredScores(
+                ids=columns.ids,
+                priorities=columns.column("priority"),
+                policy_versions=columns.column("policy_version"),
+                selected_versions=columns.column("selected_version"),
+            )
+            rule = PickRule(
+                policy_version=request.policy_version,
+                count=request.count,
+                half_life=request.half_life,
+                exploration=request.exploration,
+                cooldown=request.cooldown,
+                seed=request.seed,
+            )
+            picks = await self.engine.run(partial(pick, scores, rule))
+            return await self.store.commit_selection(selection_commit(request, digest, run, scores, picks))
+
+    async def _stored_reply(
+        self, request: ScoreRequest | RefreshRequest | SelectRequest, run: RunRecord | None, digest: bytes
+    ) -> bytes | None:
+        stored = await self.store.stored_reply(run, request.request_id, digest, epoch=request.epoch)
+        if stored is not None:
+            self._metrics.repeated.inc()
+        return stored
+
+    async def _aggregate(self, request: RefreshRequest) -> ValidationGradient:
+        rows, rule = SketchRows([request.sketches]), request.aggregation or "pooled"
+        return await self.engine.run(partial(aggregate, rows, rule, request.tokens, self.engine.device))
+
+    async def _evidence(self, request: ScoreRequest, run: RunRecord | None) -> Evidence:
+        if run is None:
+            zeros = np.zeros(len(request.problem_ids))
+            return Evidence(zeros, zeros, None)
+        columns = await self.store.load_problems(request.run_id, request.problem_ids)
+        moments = run.spread()
+        return Evidence(
+            columns.column("evidence_sum"), columns.column("evidence_weight"), moments[1] if moments else None
+        )
+
+
+@contextmanager
+def _named(request_id: str | None) -> Iterator[None]:
+    """Put the request's id on every error that leaves."""
+    try:
+        yield
+    except WireError as error:
+        error.request_id = request_id
+        raise
+
+
+def _check_clock(epoch: int | None, policy_version: int, run: RunRecord) -> None:
+    if epoch is not None and epoch < run.epoch:
+        raise fenced(epoch, run.epoch)
+    if policy_version < run.policy_version:
+        raise stale_policy(policy_version, run.policy_version)
+
+
+def _check_run(request: ScoreRequest | RefreshRequest, run: RunRecord | None) -> None:
+    """Refuse before computing what the commit would refuse after it."""
+    if run is None:
+        return
+    _check_clock(request.epoch, request.policy_version, run)
+    held = run.projection
+    if held is not None and run.projection_id != request.projection.id:
+        raise projection_mismatch(request.projection.to_map(), held)
+
+
+def _check_dots(request: ScoreRequest, validation: ValidationRecord | None) -> None:
+    held = validation.version if validation else None
+    if request.dots_version is not None and request.dots_version != held:
+        state = "holds no validation gradient" if held is None else f"is at validation version {held}"
+        raise ValidationMismatch(
+            f"dots_version is {request.dots_version} and run {request.run_id!r} {state}; take the products with the "
+            "gradient of the latest /refresh_validation, and send the version of its reply. Or leave dots out: the "
+            "sketches alone will do.",
+            param="dots_version",
+        )
