@@ -1,117 +1,148 @@
-"""A real Valkey for every worker of the test run, and makers of commits."""
+"""Real servers for the integration tests: a Valkey, and scorers that are processes of their own."""
 
-import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import time
-import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
+import redis
 
-from gradalign import Projection, RoundRecord
-from gradalign_scorer.store import (
-    EmbeddedServer,
-    RefreshCommit,
-    RunStore,
-    ScoreCommit,
-    SelectionCommit,
-    ValidationRecord,
-)
+from gradalign import Projection
+from gradalign_scorer.store import EmbeddedServer
 
-PROJECTION = Projection(dim=8, seed=0, parameters="ab" * 32)
+START_SECONDS = 60.0
+PROJECTION = Projection(dim=32, seed=3, parameters="ab" * 32)
+
+
+class ScorerProcess:
+    """A `gradalign serve` of its own process; it ends with the test that started it."""
+
+    def __init__(self, redis_url: str | None, *flags: str, **environment: str) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="ga-")
+        self.port_file = Path(self.folder.name) / "url"
+        self.log = Path(self.folder.name) / "log"
+        store = ["--data-dir", f"{self.folder.name}/data"] if redis_url is None else ["--redis-url", redis_url]
+        command = [sys.executable, "-m", "gradalign", "serve", "--port", "0", "--port-file", str(self.port_file)]
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("GRADALIGN_")}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*command, *store, *flags],
+                env={**clean, "OMP_NUM_THREADS": "1", **{f"GRADALIGN_{k}": v for k, v in environment.items()}},
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            self.url = self._wait()
+        except BaseException:
+            self.end()
+            raise
+
+    def _wait(self) -> str:
+        deadline = time.monotonic() + START_SECONDS
+        while not self.port_file.exists():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the scorer did not start: {self.log.read_text()}")
+            time.sleep(0.02)
+        return self.port_file.read_text().strip()
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port, for raw sockets."""
+        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        return host, int(port)
+
+    def connect(self) -> socket.socket:
+        """A raw connection."""
+        return socket.create_connection(self.address, timeout=20)
+
+    def http(self, **settings: object) -> httpx.Client:
+        """A plain HTTP client, without our retries."""
+        return httpx.Client(base_url=self.url, timeout=30, **settings)
+
+    def kill(self) -> None:
+        """End it at once, as a machine that fails does."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def end(self) -> int:
+        """End it in good order; the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        status = self.process.wait(timeout=30)
+        self.folder.cleanup()
+        return status
 
 
 @pytest.fixture(scope="session")
-def store_url():
-    """A server that all tests of this process share; each uses a run id of its own."""
-    with EmbeddedServer(None) as server:
+def valkey_url() -> Iterator[str]:
+    """A Valkey for the whole session; tests keep apart by run ids."""
+    with tempfile.TemporaryDirectory(prefix="ga-") as folder, EmbeddedServer(Path(folder)) as server:
         yield server.url
 
 
-@pytest.fixture
-def run_id():
-    return f"run-{uuid.uuid4().hex}"
-
-
-class Kit:
-    """Makes commits of one run, and runs coroutines on a store."""
-
-    projection = PROJECTION
-
-    def __init__(self, url, run_id):
-        self.url = url
-        self.run_id = run_id
-
-    def run(self, act, *, url=None, **settings):
-        """Run `act(store)` on a store that is closed behind it."""
-
-        async def go():
-            store = RunStore.connect(url or self.url, **settings)
-            try:
-                return await act(store)
-            finally:
-                await store.close()
-
-        return asyncio.run(go())
-
-    def _common(self, kind, version, request_id, epoch, reply):
-        return {
-            "run_id": self.run_id,
-            "policy_version": version,
-            "epoch": epoch,
-            "request_id": request_id,
-            "digest": b"content",
-            "reply": reply,
-            "record": RoundRecord(
-                round=0, kind=kind, at=time.time(), policy_version=version, validation_version=None, problems=1, selected=0
-            ),
-        }
-
-    def scores(self, alignments, *, version=0, request_id=None, epoch=None, reply=b"reply", **more):
-        """A score commit of a map {problem id: alignment}; the priority is the alignment."""
-        values = np.array(list(alignments.values()), dtype=np.float64)
-        columns = {
-            "projection": PROJECTION,
-            "validation_version": 0,
-            "strategy": None,
-            "ids": list(alignments),
-            "alignments": values,
-            "priorities": values,
-            "signal": np.ones(len(values), dtype=bool),
-            "selected": np.zeros(len(values), dtype=bool),
-        }
-        return ScoreCommit(**{**self._common("score", version, request_id, epoch, reply), **columns, **more})
-
-    def refresh(self, number, *, version=0, request_id=None, epoch=None, reply=b"refreshed", **more):
-        """A refresh commit of validation version `number`, whose vector holds that number."""
-        columns = {
-            "projection": PROJECTION,
-            "validation": ValidationRecord(number, version, np.full(PROJECTION.dim, number, dtype=np.float32)),
-            "problems": 3,
-            "coherence": 0.5,
-        }
-        return RefreshCommit(**{**self._common("refresh", version, request_id, epoch, reply), **columns, **more})
-
-    def selection(self, ids, *, version=0, request_id=None, epoch=None, reply=b"selected", **more):
-        """A selection commit."""
-        return SelectionCommit(**{**self._common("select", version, request_id, epoch, reply), "ids": ids, **more})
-
-    async def dump(self, store):
-        """Everything the store shows of the run, but the clock of its last change."""
-        problems, cursor = [], None
-        while True:
-            page = await store.page_problems(self.run_id, cursor, 100)
-            problems += [await store.problem(self.run_id, row.problem_id) for row in page.problems]
-            if (cursor := page.next) is None:
-                break
-        columns = await store.load_problems(self.run_id)
-        table = sorted(zip(columns.ids, columns.table.tolist(), strict=True))
-        run = await store.load_run(self.run_id)
-        fields = {k: v for k, v in run.fields.items() if k not in ("updated_at", "undone", "serial")}
-        validation = await store.load_validation(self.run_id, run.validation_version)
-        rounds = await store.rounds(self.run_id, 0, 1000)
-        return repr((problems, table, sorted(fields.items()), validation and validation.pack(), rounds))
+@pytest.fixture(scope="session")
+def raw_store(valkey_url: str) -> Iterator[redis.Redis]:
+    """A plain connection to the session's Valkey."""
+    path = valkey_url.removeprefix("unix://")
+    with redis.Redis(unix_socket_path=path) as client:
+        yield client
 
 
 @pytest.fixture
-def kit(store_url, run_id):
-    return Kit(store_url, run_id)
+def stored(raw_store: redis.Redis) -> Callable[[], dict[bytes, bytes | None]]:
+    """A dump of everything that is stored, to compare before and after."""
+    return lambda: {key: raw_store.dump(key) for key in sorted(raw_store.keys("*"))}
+
+
+@pytest.fixture(scope="session")
+def scorer(valkey_url: str) -> Iterator[ScorerProcess]:
+    """A scorer for the whole session, on the session's Valkey."""
+    process = ScorerProcess(valkey_url)
+    yield process
+    process.end()
+
+
+@pytest.fixture
+def start_scorer(valkey_url: str) -> Iterator[Callable[..., ScorerProcess]]:
+    """Starts further scorers: `start_scorer(*flags, redis_url=..., MAX_REQUESTS="1")`."""
+    with ExitStack() as stack:
+
+        def start(*flags: str, redis_url: str | None = valkey_url, **environment: str) -> ScorerProcess:
+            process = ScorerProcess(redis_url, *flags, **environment)
+            stack.callback(lambda: process.end() if process.process.poll() is None else process.folder.cleanup())
+            return process
+
+        yield start
+
+
+@pytest.fixture
+def run_id(request: pytest.FixtureRequest) -> str:
+    """A run of this test's own."""
+    return f"{abs(hash(request.node.nodeid)):x}-{time.time_ns():x}"
+
+
+@pytest.fixture(scope="session")
+def projection() -> Projection:
+    """The projection of the tests' sketches, dim 32."""
+    return PROJECTION
+
+
+@pytest.fixture
+def sketches() -> np.ndarray:
+    """Eight random sketches, float16 [8, 32]."""
+    return np.random.default_rng(0).standard_normal((8, PROJECTION.dim)).astype(np.float16)
+
+
+@pytest.fixture(scope="session")
+def problem_ids() -> list[str]:
+    """Ids of eight problems."""
+    return [f"p{i}" for i in range(8)]
