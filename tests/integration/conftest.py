@@ -100,7 +100,15 @@ def raw_store(valkey_url: str) -> Iterator[redis.Redis]:
 @pytest.fixture
 def stored(raw_store: redis.Redis) -> Callable[[], dict[bytes, bytes | None]]:
     """A dump of everything that is stored, to compare before and after."""
-    return lambda: {key: raw_store.dump(key) for key in sorted(raw_store.keys("*"))}
+
+    def dump() -> dict[bytes, bytes | None]:
+        keys = sorted(raw_store.keys("*"))
+        with raw_store.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.dump(key)
+            return dict(zip(keys, pipe.execute(), strict=True))
+
+    return dump
 
 
 @pytest.fixture(scope="session")
