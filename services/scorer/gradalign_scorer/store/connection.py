@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from importlib.resources import files
 from typing import Any
 
@@ -17,7 +18,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gradalign import Unavailable
 
-__all__ = ["Connection", "store_errors"]
+__all__ = ["REPLY_SECONDS", "Connection"]
 
 CONNECT_SECONDS = 2.0
 REPLY_SECONDS = 10.0
@@ -49,8 +50,8 @@ class Connection:
     """A pooled connection to a Redis-protocol server of version 7 or later.
 
     Reads and idempotent scripts are tried again when a connection breaks; others never are, because a lost reply does
-    not say whether the script ran. (The library's default tries everything ten times again.) Nothing is tried again
-    after a time-out, so that a server that hangs costs one `reply_seconds` and not several.
+    not say whether the script ran. (The library's default tries everything ten times again.) A deadline bounds all
+    tries together, so a server that hangs costs about one `reply_seconds`.
 
     Args:
         url: `redis://`, `rediss://` or `unix://`.
@@ -58,6 +59,7 @@ class Connection:
     """
 
     def __init__(self, url: str, *, reply_seconds: float = REPLY_SECONDS) -> None:
+        self._seconds = reply_seconds + CONNECT_SECONDS
         patient = Retry(ExponentialBackoff(cap=0.5, base=0.05), _RETRIES, supported_errors=(RedisConnectionError,))
         self.client = _client(url, patient, reply_seconds)
         self._once = _client(url, Retry(NoBackoff(), 0), reply_seconds)
@@ -65,7 +67,7 @@ class Connection:
 
     async def run(self, name: str, keys: Sequence[str], arguments: Sequence[Any], *, repeatable: bool) -> list[Any]:
         """Run a script; its reply is a list whose first element is a status word."""
-        async with store_errors():
+        async with self.guarded():
             client = self.client if repeatable else self._once
             reply: list[Any] = await self._scripts[name](keys=keys, args=arguments, client=client)
             return reply
@@ -76,6 +78,13 @@ class Connection:
         """Run a guarded script with its request map; one with a request id is safe to try again."""
         packed = msgpack.packb(request, use_bin_type=False)  # the Lua library knows no bin type
         return await self.run(name, keys, [packed, *arguments], repeatable=bool(request["request_id"]))
+
+    @asynccontextmanager
+    async def guarded(self) -> AsyncIterator[None]:
+        """Bounds what runs inside by the deadline, and turns the store's failures into Unavailable."""
+        with _store_errors():
+            async with asyncio.timeout(self._seconds):
+                yield
 
     async def close(self) -> None:
         """Close both pools."""
@@ -96,31 +105,35 @@ def _client(url: str, retry: Retry, reply_seconds: float) -> Any:
     return redis.Redis.from_pool(pool)
 
 
-@asynccontextmanager
-async def store_errors() -> AsyncIterator[None]:
+@contextmanager
+def _store_errors() -> Iterator[None]:
     """Turn the store's failures into Unavailable, with what to do about them."""
     try:
         yield
     except BusyLoadingError as error:
         raise Unavailable("the store is loading its data from disk; retry.", retry_after=2.0) from error
-    except AuthenticationError as error:
-        raise Unavailable(
-            f"the store refuses the scorer ({error}); give user and password in GRADALIGN_REDIS_URL, as in "
-            "redis://user:password@host:6379/0.",
-            retry_after=5.0,
-        ) from error
     except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-        raise Unavailable(
-            f"the store does not answer ({type(error).__name__}: {error}). Nothing is lost that was acknowledged; retry, "
-            "and check GRADALIGN_REDIS_URL and the server behind it.",
-            retry_after=1.0,
-        ) from error
+        raise Unavailable(_absence(error), retry_after=1.0) from error
     except ResponseError as error:
         raise Unavailable(f"the store refused the command: {error}. {_advice(error)}", retry_after=2.0) from error
     except RedisError as error:
         raise Unavailable(f"the store failed ({type(error).__name__}: {error}).", retry_after=2.0) from error
 
 
+def _absence(error: Exception) -> str:
+    # A refused login on a fresh connection comes as a plain ConnectionError with the server's words.
+    if isinstance(error, AuthenticationError) or any(words in str(error) for words in _LOGIN_REFUSED):
+        return (
+            f"the store refuses the scorer ({error}); give user and password in GRADALIGN_REDIS_URL, as in "
+            "redis://user:password@host:6379/0."
+        )
+    return (
+        f"the store does not answer ({type(error).__name__}: {error}). Nothing is lost that was acknowledged; retry, and "
+        "check GRADALIGN_REDIS_URL and the server behind it."
+    )
+
+
+_LOGIN_REFUSED = ("Authentication required", "username-password pair")
 _ADVICE = {
     "OOM": "It is full: raise its maxmemory, or DELETE runs that are over.",
     "MISCONF": "It cannot persist to disk: free space on its volume.",

@@ -55,6 +55,11 @@ class EmbeddedServer:
         """Process id of the server; None while it does not run."""
         return self._server.pid if self._server else None
 
+    @property
+    def ready(self) -> bool:
+        """Whether the server answers now."""
+        return self._server is not None and self._server.answers()
+
     def __enter__(self) -> Self:
         self.start()
         return self

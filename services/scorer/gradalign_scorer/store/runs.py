@@ -12,7 +12,7 @@ from typing import Self
 from gradalign import NotFound, ProblemPage, ProblemState, RoundRecord, RunState
 from gradalign.checks import shown
 from gradalign_scorer.store.commits import Commit, RefreshCommit, ScoreCommit, SelectionCommit
-from gradalign_scorer.store.connection import REPLY_SECONDS, Connection, store_errors
+from gradalign_scorer.store.connection import REPLY_SECONDS, Connection
 from gradalign_scorer.store.cursors import decode_cursor, encode_cursor
 from gradalign_scorer.store.keys import RUNS, RunKeys
 from gradalign_scorer.store.problems import ProblemColumns, problem_state
@@ -27,7 +27,7 @@ DISCOUNT = 0.9
 KEEP_ROUNDS = 10_000
 KEEP_VALIDATIONS = 8
 REPLY_TTL = 24 * 3600
-_SCAN = 10_000
+_PART = 10_000
 
 
 class VersionTakenError(Exception):
@@ -38,7 +38,7 @@ class RunStore:
     """All curriculum state, in a Redis-protocol server. It holds nothing itself, so replicas may share a server.
 
     Every method raises Unavailable while the server is away, full or read-only, at the latest after the connection's
-    `reply_seconds` and a few short tries to reconnect.
+    `reply_seconds` and two more for connecting.
 
     Args:
         connection: to the server.
@@ -67,12 +67,12 @@ class RunStore:
 
     async def ping(self) -> None:
         """Return once the server answers."""
-        async with store_errors():
+        async with self._connection.guarded():
             await self._redis.ping()
 
     async def load_run(self, run_id: str) -> RunRecord | None:
         """The run's fields; None for a run never seen."""
-        async with store_errors():
+        async with self._connection.guarded():
             raw = await self._redis.hgetall(RunKeys(run_id).meta)
         return RunRecord(run_id, _texts(raw)) if raw else None
 
@@ -100,7 +100,7 @@ class RunStore:
 
     async def load_validation(self, run_id: str, version: int) -> ValidationRecord | None:
         """A validation gradient, its checksum verified; None where that version was removed."""
-        async with store_errors():
+        async with self._connection.guarded():
             packed = await self._redis.hget(RunKeys(run_id).validations, str(version))
         return None if packed is None else ValidationRecord.unpack(packed)
 
@@ -111,15 +111,18 @@ class RunStore:
         may come.
         """
         key = RunKeys(run_id).problems
-        async with store_errors():
-            if ids is not None:
-                parts = [await self._redis.hmget(key, ids[i : i + _SCAN]) for i in range(0, len(ids), _SCAN)]
-                return ProblemColumns.unpack(ids, [record for part in parts for record in part])
-            records: dict[bytes, bytes] = {}
-            cursor = -1
-            while cursor != 0:
-                cursor, part = await self._redis.hscan(key, max(cursor, 0), count=_SCAN)
-                records.update(part)
+        if ids is not None:
+            found: list[bytes | None] = []
+            for start in range(0, len(ids), _PART):
+                async with self._connection.guarded():
+                    found += await self._redis.hmget(key, ids[start : start + _PART])
+            return ProblemColumns.unpack(ids, found)
+        records: dict[bytes, bytes] = {}
+        cursor = -1
+        while cursor != 0:
+            async with self._connection.guarded():
+                cursor, part = await self._redis.hscan(key, max(cursor, 0), count=_PART)
+            records.update(part)  # a scan may show a problem twice
         return ProblemColumns.unpack([i.decode() for i in records], list(records.values()))
 
     async def commit_scores(self, commit: ScoreCommit) -> bytes:
@@ -179,12 +182,12 @@ class RunStore:
         raise commit_refusal(status.decode(), [detail.decode() for detail in details], commit)
 
     async def _list(self, run_id: str) -> None:
-        async with store_errors():
+        async with self._connection.guarded():
             await self._redis.sadd(RUNS, run_id)
 
     async def list_runs(self) -> list[RunState]:
         """All runs, the one changed last first."""
-        async with store_errors():
+        async with self._connection.guarded():
             names = sorted(name.decode() for name in await self._redis.smembers(RUNS))
         states = await self._states(names)
         return sorted((s for s in states if s), key=lambda state: -state.updated_at)
@@ -197,7 +200,7 @@ class RunStore:
         return state
 
     async def _states(self, run_ids: Sequence[str]) -> list[RunState | None]:
-        async with store_errors(), self._redis.pipeline(transaction=False) as pipe:
+        async with self._connection.guarded(), self._redis.pipeline(transaction=False) as pipe:
             for run_id in run_ids:
                 pipe.hgetall(RunKeys(run_id).meta)
                 pipe.zcard(RunKeys(run_id).priorities)
@@ -226,7 +229,7 @@ class RunStore:
 
     async def problem(self, run_id: str, problem_id: str) -> ProblemState:
         """One problem with its history; NotFound for one never scored or picked."""
-        async with store_errors():
+        async with self._connection.guarded():
             record = await self._redis.hget(RunKeys(run_id).problems, problem_id)
         if record is None:
             await self.run_state(run_id)
@@ -240,7 +243,7 @@ class RunStore:
     async def rounds(self, run_id: str, after: int, limit: int) -> list[RoundRecord]:
         """Committed requests with a number above `after`, oldest first; the run keeps about its last 10,000."""
         await self.run_state(run_id)
-        async with store_errors():
+        async with self._connection.guarded():
             entries = await self._redis.xrange(RunKeys(run_id).rounds, min=f"{after + 1}-0", count=limit)
         return [
             RoundRecord.from_map({**json.loads(fields[b"round"]), "round": int(entry.split(b"-")[0])})

@@ -125,13 +125,14 @@ class ServerProcess:
         while time.monotonic() < deadline and not self._ended:
             if self._process is None or self._process.poll() is not None:
                 raise self._start_error("ended at once")
-            if self._answers():
+            if self.answers():
                 return
             time.sleep(_POLL_SECONDS)
         if not self._ended:
             raise self._start_error(f"did not answer within {_START_SECONDS:g} s")
 
-    def _answers(self) -> bool:
+    def answers(self) -> bool:
+        """Whether it answers a PING within a second."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(1.0)
             try:

@@ -7,7 +7,7 @@ import json
 import time
 
 from gradalign import RoundRecord, Unavailable
-from gradalign_scorer.store.connection import Connection, store_errors
+from gradalign_scorer.store.connection import Connection
 from gradalign_scorer.store.keys import RUNS, RunKeys
 from gradalign_scorer.store.refusals import fenced, run_not_found, snapshot_not_found
 
@@ -55,7 +55,7 @@ async def copy_run(
 
 
 async def _saved_policy_version(connection: Connection, keys: RunKeys, name: str) -> int:
-    async with store_errors():
+    async with connection.guarded():
         version = await connection.client.hget(keys.snapshot(name)[0], "policy_version")
     return int(version or 0)
 
@@ -69,7 +69,7 @@ async def delete_run(connection: Connection, run_id: str, epoch: int | None) -> 
     """
     keys = RunKeys(run_id)
     for _ in range(_DELETE_TRIES):
-        async with store_errors():
+        async with connection.guarded():
             names = [name.decode() for name in await connection.client.smembers(keys.snapshots)]
         parts = [key for name in names for key in keys.snapshot(name)]
         targets = [keys.meta, keys.snapshots, *keys.parts()[1:], *parts]
@@ -82,7 +82,7 @@ async def delete_run(connection: Connection, run_id: str, epoch: int | None) -> 
             "snapshots of the run are being taken all the while; delete it once they stop.", retry_after=1.0
         )
     _raise_unless_ok(status, details, run_id, epoch, "")
-    async with store_errors():
+    async with connection.guarded():
         await connection.client.srem(RUNS, run_id)
         if await connection.client.exists(keys.meta):  # it began again meanwhile
             await connection.client.sadd(RUNS, run_id)
