@@ -64,37 +64,44 @@ def check(reply, status, kind, *words, param=None):
     return error
 
 
+def request_head(path, length):
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/msgpack\r\nContent-Length: {length}\r\n\r\n"
+    return head.encode()
+
+
 def everything(raw):
     return b"".join(iter(lambda: raw.recv(65536), b""))
+
+
+# Bodies that are no request, and words of the error.
+BODIES = {
+    "empty": (b"", "does not end"),
+    "no msgpack at all": (b"\xc1" * 100, "not msgpack"),
+    "header cut": (msgpack.packb({"run_id": "x" * 50})[:20], "does not end"),
+    "no bin": (msgpack.packb({"run_id": "x"}), "ends after its header"),
+    "a list for the bin": (msgpack.packb({}) + msgpack.packb([1, 2]), "expected a msgpack bin"),
+    "bin cut": (msgpack.packb({}) + b"\xc6" + struct.pack(">I", 1000) + b"1234", "truncated"),
+    "bin of 4 GiB declared": (msgpack.packb({}) + b"\xc6\xff\xff\xff\xff" + b"1234", "truncated"),
+    "bytes behind the bin": (msgpack.packb({}) + msgpack.packb(b"12") + b"x", "followed by other bytes"),
+    "deep nesting": (b"\x91" * 100_000, "not msgpack"),
+    "deep maps": (b"\x81\xa1a" * 50_000, "not msgpack"),
+    "list of 2^32 declared": (b"\x81\xa1a\xdd\xff\xff\xff\xff", "not msgpack"),
+    "map of 2^32 declared": (b"\xdf\xff\xff\xff\xff", "not msgpack"),
+    "string of 4 GiB declared": (b"\x81\xa1a\xdb\xff\xff\xff\xff" + b"x" * 50, "does not end"),
+    "bin of 4 GiB in the header": (b"\x81\xa1a\xc6\xff\xff\xff\xff" + b"x" * 50, "does not end"),
+    "an extension type": (b"\x81\xa1a\xc7\x05\x01hello", "not msgpack"),
+    "a map with integer keys": (msgpack.packb({1: 2}) + msgpack.packb(b""), "not msgpack"),
+    "many lists of many": (b"\x9f" + b"\xdc\x1f\xff" * 15, "does not end"),
+}
 
 
 class TestMalformed:
     """400: the bytes are not what the Content-Type says."""
 
-    BODIES = {
-        "empty": (b"", "does not end"),
-        "no msgpack at all": (b"\xc1" * 100, "not msgpack"),
-        "header cut": (msgpack.packb({"run_id": "x" * 50})[:20], "does not end"),
-        "no bin": (msgpack.packb({"run_id": "x"}), "ends after its header"),
-        "a list for the bin": (msgpack.packb({}) + msgpack.packb([1, 2]), "expected a msgpack bin"),
-        "bin cut": (msgpack.packb({}) + b"\xc6" + struct.pack(">I", 1000) + b"1234", "truncated"),
-        "bin of 4 GiB declared": (msgpack.packb({}) + b"\xc6\xff\xff\xff\xff" + b"1234", "truncated"),
-        "bytes behind the bin": (msgpack.packb({}) + msgpack.packb(b"12") + b"x", "followed by other bytes"),
-        "deep nesting": (b"\x91" * 100_000, "not msgpack"),
-        "deep maps": (b"\x81\xa1a" * 50_000, "not msgpack"),
-        "list of 2^32 declared": (b"\x81\xa1a\xdd\xff\xff\xff\xff", "not msgpack"),
-        "map of 2^32 declared": (b"\xdf\xff\xff\xff\xff", "not msgpack"),
-        "string of 4 GiB declared": (b"\x81\xa1a\xdb\xff\xff\xff\xff" + b"x" * 50, "does not end"),
-        "bin of 4 GiB in the header": (b"\x81\xa1a\xc6\xff\xff\xff\xff" + b"x" * 50, "does not end"),
-        "an extension type": (b"\x81\xa1a\xc7\x05\x01hello", "not msgpack"),
-        "a map with integer keys": (msgpack.packb({1: 2}) + msgpack.packb(b""), "not msgpack"),
-        "many lists of many": (b"\x9f" + b"\xdc\x1f\xff" * 15, "does not end"),
-    }
-
     @pytest.mark.parametrize("path", ["/score", "/refresh_validation"])
     @pytest.mark.parametrize("name", BODIES)
     def test_msgpack(self, http, stored, name, path):
-        body, words = self.BODIES[name]
+        body, words = BODIES[name]
         before = stored()
         error = check(http.post(path, content=body, headers=MSGPACK), 400, "malformed")
         assert words in error["message"] or name in ("string of 4 GiB declared", "bin of 4 GiB in the header")
@@ -132,8 +139,7 @@ class TestTooLarge:
     def test_ten_gigabytes_announced(self, scorer, stored, path):
         before = stored()
         with scorer.connect() as raw:
-            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/msgpack\r\nContent-Length: 10000000000\r\n\r\n"
-            raw.sendall(head.encode())
+            raw.sendall(request_head(path, 10_000_000_000))
             reply = everything(raw)
         assert reply.startswith(b"HTTP/1.1 413 ")
         assert b'"type":"too_large"' in reply
@@ -424,8 +430,7 @@ def test_a_connection_that_breaks_mid_body_stores_nothing(scorer, run, stored, p
     before = stored()
     for part in (0, 10, len(body) // 2, len(body) - 1):
         with scorer.connect() as raw:
-            head = f"POST /score HTTP/1.1\r\nHost: x\r\nContent-Type: application/msgpack\r\nContent-Length: {len(body)}\r\n\r\n"
-            raw.sendall(head.encode() + body[:part])
+            raw.sendall(request_head("/score", len(body)) + body[:part])
     assert run.score(problem_ids, sketches, policy_version=5, projection=projection).policy_version == 5
     assert {key for key in stored() if run.run_id.encode() not in key} == {
         key for key in before if run.run_id.encode() not in key
