@@ -233,7 +233,7 @@ class AsyncClient(_Base):
             attempt += 1
 
     async def _exchange(self, call: Call[Any]) -> httpx.Response:
-        async def chunks() -> AsyncIterator[memoryview]:
+        async def chunks() -> AsyncIterator[bytes]:
             for chunk in call.chunks():
                 yield chunk
 

@@ -76,10 +76,10 @@ def shrunken(scores: StoredScores, policy_version: int, half_life: float) -> Flo
 def pick(scores: StoredScores, rule: PickRule) -> Picks:
     """Pick problems; all of them where there are fewer than asked for.
 
-    A share of the picks (rounded at random, seeded) goes to the problems never scored, then to those scored longest ago, in seeded random order
-    among equals: without such a floor an adaptive sampler starves what it once ranked low. Where too few were ever
-    scored, the share grows. Problems in their cool-down are picked only when no other is left. The order of the columns
-    does not matter, and no step sorts all of them.
+    A share of the picks (rounded at random, seeded) goes to the problems never scored, then to those scored longest
+    ago, in seeded random order among equals: without such a floor an adaptive sampler starves what it once ranked low.
+    Where too few were ever scored, the share grows. Problems in their cool-down are picked only when no other is left.
+    The order of the columns does not matter, and no step sorts all of them.
     """
     count = min(rule.count, len(scores.ids))
     values = shrunken(scores, rule.policy_version, rule.half_life)
@@ -124,7 +124,7 @@ def _oldest(scores: StoredScores, members: Indices, rule: PickRule, count: int) 
 
 def _explorers(rule: PickRule, count: int) -> int:
     """The exploration share of the picks, rounded at random so that it holds on average for small counts too."""
-    return min(count, math.floor(rule.exploration * count + _chances([""], rule)[0]))
+    return min(count, math.floor(rule.exploration * count + float(_chances([""], rule)[0])))
 
 
 def _chances(ids: Sequence[str], rule: PickRule) -> Floats:
