@@ -70,9 +70,7 @@ def bench_from_grads(repeats: int) -> None:
     report(f"from_grads(), {sketcher.coverage.numel:,} elements, dim 8192", seconds, "torch.add")
 
 
-def contestants(
-    model: nn.Module, ids: Tensor, index: Tensor, *, one_by_one: bool
-) -> dict[str, Callable[[], object]]:
+def contestants(model: nn.Module, ids: Tensor, index: Tensor, *, one_by_one: bool) -> dict[str, Callable[[], object]]:
     """Plain, capture, and one backward a problem, over one batch."""
     sketcher = Sketcher(model)
     advantages = torch.randn(len(ids), generator=torch.Generator().manual_seed(1))
@@ -81,9 +79,12 @@ def contestants(
         model.zero_grad()
         loss_of(model, ids, advantages).backward()
 
-    def capture(keep_grad: bool = True) -> None:
+    plain()
+    validation = sketcher.gradients()
+
+    def capture(keep_grad: bool = True, against: dict[str, Tensor] | None = None) -> None:
         model.zero_grad()
-        with sketcher.capture(index, keep_grad=keep_grad):
+        with sketcher.capture(index, keep_grad=keep_grad, against=against):
             loss_of(model, ids, advantages).backward()
 
     def each() -> None:
@@ -96,6 +97,7 @@ def contestants(
     runs: dict[str, Callable[[], object]] = {
         "plain forward + backward": plain,
         "capture, .grad kept": capture,
+        "capture, exact dots and norms": lambda: capture(against=validation),
         "capture, .grad left alone": lambda: capture(keep_grad=False),
     }
     return runs | ({"one backward a problem": each} if one_by_one else {})

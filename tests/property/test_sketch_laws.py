@@ -1,5 +1,7 @@
 """The laws of the sketch: linear, unbiased in inner products, independent of sharding and of order."""
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gradalign.countsketch import axis_hashes, matrix_shape, sketch_gradients
-from gradalign.sketch import Sketcher
+from gradalign.sketch import LocalGradient, Sketcher
 from gradalign.sketch.matrix import add_matrix
 from gradalign.sketch.tables import HashTable
 
@@ -63,6 +65,25 @@ def test_independent_of_sharding(shape, dim, seed, data):
             part = (slice(top, bottom), slice(left, right))
             add_matrix(total, matrix[part], table.block(*part))
     torch.testing.assert_close(total, sketch(x, dim, seed), rtol=0, atol=1e-10)
+
+
+@quick
+@given(SHAPES, DIMS, SEEDS, st.data())
+def test_independent_of_how_parts_are_cut(shape, dim, seed, data):
+    """Runs of the flattened parameter, and blocks of its leading axis, at their offsets sum to the sketch of the whole."""
+    x = draw_gradient(shape, seed)
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.zeros(shape, dtype=torch.float64))
+    sketcher = Sketcher(model, dim=dim, seed=seed, dtype=torch.float64)
+    cuts = [0, *sorted(data.draw(st.lists(st.integers(0, x.numel()), max_size=4))), x.numel()]
+    runs = [LocalGradient("weight", shape, a, x.flatten()[a:b]) for a, b in pairwise(cuts)]
+    torch.testing.assert_close(sketcher.from_local_grads(runs), sketch(x, dim, seed), rtol=0, atol=1e-10)
+    for axis in range(len(shape)):
+        at = data.draw(st.integers(0, shape[axis]))
+        halves = x.split([at, shape[axis] - at], axis)
+        offsets = [tuple(start * (i == axis) for i in range(len(shape))) for start in (0, at)]
+        parts = [LocalGradient("weight", shape, o, h) for o, h in zip(offsets, halves, strict=True)]
+        torch.testing.assert_close(sketcher.from_local_grads(parts), sketch(x, dim, seed), rtol=0, atol=1e-10)
 
 
 @quick

@@ -17,6 +17,7 @@ from gradalign.sketch.exact import Exact
 from gradalign.sketch.intercept import Interceptor
 from gradalign.sketch.record import UseRecorder
 from gradalign.sketch.rows import ProblemRows
+from gradalign.sketch.shards import is_sharded
 from gradalign.sketch.tables import HashTable
 from gradalign.sketch.uses import Recorder, Tap, Trap
 
@@ -115,6 +116,11 @@ class Capture:
             raise SketchError("this capture has been used; call sketcher.capture(problem_index) for each batch.")
         named = self._source.named()
         for name, parameter in named:
+            if is_sharded(parameter):
+                raise SketchError(
+                    f"{name} is a DTensor; capture takes whole parameters only (DDP is fine). Sketch sharded models problem "
+                    "by problem with from_grads()."
+                )
             self._parameters[id(parameter)] = (parameter, Derived(name, tuple(parameter.shape)))
             self._hooks.append(parameter.register_hook(self._guard(name, id(parameter))))
         self._open, _ACTIVE.capture = True, self

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ from gradalign.projection import Projection, parameters_digest
 from gradalign.sketch.capture import Capture
 from gradalign.sketch.coverage import Coverage
 from gradalign.sketch.matrix import add_matrix
-from gradalign.sketch.names import trainable_parameters
+from gradalign.sketch.names import canonical_name, trainable_parameters
+from gradalign.sketch.shards import LocalGradient, blocks, is_sharded, local_part
 from gradalign.sketch.tables import HashTable
 
 __all__ = ["Sketcher"]
@@ -42,6 +44,7 @@ class Sketcher:
     def __init__(self, model: nn.Module, dim: int = 8192, seed: int = 0, *, dtype: torch.dtype = torch.float32) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise SketchError(f"dtype is {dtype}; sketches accumulate in torch.float32 or torch.float64.")
+        _refuse_flat_parameters(model)
         self._model = model
         self.dtype = dtype
         named = list(trainable_parameters(model))
@@ -53,6 +56,9 @@ class Sketcher:
     def from_grads(self) -> Tensor:
         """The sketch of the `.grad` of all trainable parameters; a missing gradient counts as zero.
 
+        Of DTensors (FSDP2, tensor parallel) each rank sketches its own part, and `dim` floats are all-reduced over their
+        device mesh: call it on all ranks; all get the sketch of the whole gradient.
+
         Returns:
             float32 [dim] (or the Sketcher's dtype), on the device of the first parameter.
 
@@ -61,24 +67,50 @@ class Sketcher:
                 is sparse or not finite; the message names the parameter.
         """
         named = self.named()
-        totals: dict[torch.device, Tensor] = {}
+        totals = _Totals(self)
         for name, parameter in named:
-            gradient = parameter.grad
-            if gradient is None or gradient.numel() == 0:
+            if parameter.grad is None:
+                totals.join(parameter)
                 continue
-            if gradient.layout != torch.strided:
+            if parameter.grad.layout != torch.strided:
                 raise SketchError(
-                    f"the gradient of {name} is sparse ({gradient.layout}); build its embedding with sparse=False."
+                    f"the gradient of {name} is sparse ({parameter.grad.layout}); build its embedding with sparse=False."
                 )
-            device = gradient.device
-            if device not in totals:
-                totals[device] = torch.zeros(self.projection.dim, dtype=self.dtype, device=device)
-            add_matrix(totals[device], gradient, self.table(name, device))
-        home = named[0][1].device
-        total = torch.zeros(self.projection.dim, dtype=self.dtype, device=home)
-        for part in totals.values():
-            total += part.to(home)
-        _check_finite(total, named)
+            local, offset, mesh = local_part(parameter.grad)
+            totals.add(LocalGradient(name, self.shapes[name], offset, local), mesh)
+        total = totals.sum(local_part(named[0][1])[0].device)
+        _check_finite(total, [(name, p.grad) for name, p in named])
+        return total
+
+    def from_local_grads(self, parts: Iterable[LocalGradient], *, group: Any = None) -> Tensor:
+        """The sketch of a gradient of which each rank holds some parts, for any other sharding.
+
+        Args:
+            parts: this rank's parts, of whichever parameters. A part that several ranks hold is to be given by one of them.
+            group: the process group to add the sketches over; None for no communication (add them yourself: they are
+                linear).
+
+        Returns:
+            As `from_grads()`.
+
+        Raises:
+            SketchError: a name that is not sketched, another shape, a part outside it, or inf or NaN.
+        """
+        totals, seen, device = _Totals(self), [], torch.device("cpu")
+        for part in parts:
+            named = part._replace(name=canonical_name(part.name))
+            if self.shapes.get(named.name) != tuple(part.shape):
+                raise SketchError(
+                    f"the local part of {named.name} is of shape {tuple(part.shape)}; the Sketcher was made for "
+                    f"{self.shapes.get(named.name, 'no parameter of that name')}. Give the whole parameter's shape."
+                )
+            totals.add(named, None)
+            seen.append((named.name, part.tensor))
+            device = part.tensor.device
+        total = totals.sum(device)
+        if group is not None:
+            torch.distributed.all_reduce(total, group=group)
+        _check_finite(total, seen)
         return total
 
     def gradients(self) -> dict[str, Tensor]:
@@ -162,6 +194,14 @@ class Sketcher:
                 )
 
 
+def _refuse_flat_parameters(model: nn.Module) -> None:
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise SketchError(
+            "the model is wrapped in FSDP1, whose parameters are flat pieces; make the Sketcher before wrapping it and use "
+            "from_local_grads(), or shard it with FSDP2 (fully_shard), which from_grads() reads as it is."
+        )
+
+
 def _distinct_shapes(named: _Named) -> dict[str, tuple[int, ...]]:
     if not named:
         raise SketchError("the model has no parameter with requires_grad=True; unfreeze what is trained first.")
@@ -185,15 +225,51 @@ def _projection(dim: int, seed: int, shapes: dict[str, tuple[int, ...]]) -> Proj
         raise SketchError(str(error)) from None
 
 
-def _check_finite(total: Tensor, named: _Named) -> None:
+class _Totals:
+    """Sketches of parts, by device and by the mesh that they are to be added over."""
+
+    def __init__(self, sketcher: Sketcher) -> None:
+        self._sketcher = sketcher
+        self._sums: dict[tuple[torch.device, Any], Tensor] = {}
+
+    def join(self, parameter: Tensor) -> None:
+        """Take part in the sum over a parameter's mesh, with nothing to add."""
+        if is_sharded(parameter):
+            local, _, mesh = local_part(parameter)
+            self._sum(local.device, mesh)
+
+    def add(self, part: LocalGradient, mesh: Any) -> None:
+        device = part.tensor.device
+        total = self._sum(device, mesh)
+        for table, matrix in blocks(self._sketcher.table(part.name, device), part):
+            add_matrix(total, matrix, table)
+
+    def sum(self, home: torch.device) -> Tensor:
+        """The sum of all, over all ranks of each mesh."""
+        total = torch.zeros(self._sketcher.dim, dtype=self._sketcher.dtype, device=home)
+        for (_, mesh), part in self._sums.items():
+            for axis in range(0 if mesh is None else mesh.ndim):
+                torch.distributed.all_reduce(part, group=mesh.get_group(axis))
+            total += part.to(home)
+        return total
+
+    def _sum(self, device: torch.device, mesh: Any) -> Tensor:
+        key = (device, mesh)
+        if key not in self._sums:
+            self._sums[key] = torch.zeros(self._sketcher.dim, dtype=self._sketcher.dtype, device=device)
+        return self._sums[key]
+
+
+def _check_finite(total: Tensor, gradients: Sequence[tuple[str, Tensor | None]]) -> None:
     if torch.isfinite(total).all():
         return
-    for name, parameter in named:
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+    for name, gradient in gradients:
+        if gradient is not None and not torch.isfinite(local_part(gradient)[0]).all():
             raise SketchError(
                 f"the gradient of {name} holds inf or NaN; leave this problem out of the round and look at its loss "
                 "(under fp16, unscale the gradients first)."
             )
     raise SketchError(
-        "every gradient is finite, but their sketch overflows float32; scale the loss down, or clip the gradients."
+        "every gradient that this rank holds is finite, but the sketch is not: another rank holds inf or NaN, or the sketch "
+        "overflows float32 (scale the loss down, or clip the gradients)."
     )

@@ -1,0 +1,112 @@
+"""Gradients of which a rank holds a part: DTensors, and anything else that can say where its part lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradalign.countsketch import matrix_shape
+from gradalign.errors import SketchError
+from gradalign.sketch.tables import HashTable
+
+__all__ = ["LocalGradient", "blocks", "is_sharded", "local_part"]
+
+
+class LocalGradient(NamedTuple):
+    """The part of one parameter's gradient that this rank holds.
+
+    Attributes:
+        name: of the parameter; wrapper prefixes are stripped.
+        shape: of the whole parameter.
+        offset: index of the part's first element: one number an axis, for a block; or one number in all, for a run of
+            elements of the flattened parameter (FSDP1, ZeRO, Megatron's distributed optimizer).
+        tensor: the part: a block, of as many axes as the parameter; or a run, with one axis.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offset: tuple[int, ...] | int
+    tensor: Tensor
+
+
+def local_part(gradient: Tensor) -> tuple[Tensor, tuple[int, ...], Any]:
+    """This rank's part of a gradient, the offset of its first element, and the device mesh it is spread over.
+
+    A plain tensor is all there, with None for a mesh. What several ranks hold alike is given by the first of them alone,
+    and by the others as an empty tensor, so that the sketches of all ranks of the mesh add up to that of the gradient.
+    """
+    if not is_sharded(gradient):
+        return gradient, (0,) * gradient.ndim, None
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    dtensor: Any = gradient
+    mesh, placements = dtensor.device_mesh, dtensor.placements
+    local: Tensor = dtensor.to_local()
+    _, offset = compute_local_shape_and_global_offset(dtensor.shape, mesh, placements)
+    place = mesh.get_coordinate()
+    if place is None or any(p.is_replicate() and at for p, at in zip(placements, place, strict=True)):
+        local = local.new_empty((0,) * max(1, local.ndim))
+    return local, tuple(offset), mesh
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor."""
+    # Named rather than imported: torch.distributed costs a second to import where it is not in use.
+    return any(kind.__name__ == "DTensor" for kind in type(tensor).__mro__)
+
+
+def blocks(table: HashTable, part: LocalGradient) -> Iterator[tuple[HashTable, Tensor]]:
+    """The matrices that a part consists of, each with the hashes of its place.
+
+    Raises:
+        SketchError: the part does not lie inside the parameter.
+    """
+    _check(part)
+    tensor, shape, offset = part.tensor, part.shape, part.offset
+    if tensor.numel() == 0:
+        return
+    if isinstance(offset, int):
+        yield from _run(table, tensor, offset, matrix_shape(shape)[1])
+        return
+    if not shape:
+        yield table, tensor
+        return
+    cols = slice(offset[-1], offset[-1] + tensor.shape[-1])
+    rows = torch.zeros(1, dtype=torch.long, device=tensor.device)
+    for size, first, count in zip(shape[:-1], offset, tensor.shape, strict=False):
+        axis = torch.arange(first, first + count, device=tensor.device)
+        rows = (rows[:, None] * size + axis).flatten()
+    yield HashTable(table.rows.take(rows), table.cols[cols], table.dim), tensor
+
+
+def _run(table: HashTable, run: Tensor, offset: int, width: int) -> Iterator[tuple[HashTable, Tensor]]:
+    """A run of elements: the end of one row, whole rows, the start of another."""
+    start = 0
+    while start < len(run):
+        row, col = divmod(offset + start, width)
+        whole = (len(run) - start) // width if col == 0 else 0
+        count = whole * width if whole else min(width - col, len(run) - start)
+        place = table.block(slice(row, row + max(1, whole)), slice(col, col + min(count, width)))
+        yield place, run[start : start + count]
+        start += count
+
+
+def _check(part: LocalGradient) -> None:
+    shape, tensor = part.shape, part.tensor
+    if isinstance(part.offset, int):
+        total = torch.Size(shape).numel()
+        fits = tensor.ndim == 1 and part.offset >= 0 and part.offset + len(tensor) <= total
+    else:
+        axes = zip(part.offset, tensor.shape, shape, strict=False)
+        fits = tensor.numel() == 0 or (
+            len(part.offset) == tensor.ndim == len(shape)
+            and all(at >= 0 and at + count <= size for at, count, size in axes)
+        )
+    if not fits:
+        raise SketchError(
+            f"the local part of {part.name} has shape {tuple(tensor.shape)} at offset {part.offset}, which does not lie in "
+            f"the parameter's shape {tuple(shape)}. Give a block with one offset an axis, or a flat run with one number."
+        )
