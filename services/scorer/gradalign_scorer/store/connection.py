@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from importlib.resources import files
@@ -80,10 +81,14 @@ class Connection:
         return await self.run(name, keys, [packed, *arguments], repeatable=bool(request["request_id"]))
 
     @asynccontextmanager
-    async def guarded(self) -> AsyncIterator[None]:
-        """Bounds what runs inside by the deadline, and turns the store's failures into Unavailable."""
+    async def guarded(self, most: float = math.inf) -> AsyncIterator[None]:
+        """Bounds what runs inside by the deadline, and turns the store's failures into Unavailable.
+
+        Args:
+            most: a nearer deadline, in seconds.
+        """
         with _store_errors():
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(min(self._seconds, most)):
                 yield
 
     async def close(self) -> None:

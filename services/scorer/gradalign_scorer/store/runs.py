@@ -28,6 +28,7 @@ KEEP_ROUNDS = 10_000
 KEEP_VALIDATIONS = 8
 REPLY_TTL = 24 * 3600
 _PART = 10_000
+_PING_SECONDS = 2.0
 
 
 class VersionTakenError(Exception):
@@ -66,8 +67,8 @@ class RunStore:
         await self._connection.close()
 
     async def ping(self) -> None:
-        """Return once the server answers."""
-        async with self._connection.guarded():
+        """Return once the server answers; Unavailable if it does not within two seconds, as a probe needs it."""
+        async with self._connection.guarded(_PING_SECONDS):
             await self._redis.ping()
 
     async def load_run(self, run_id: str) -> RunRecord | None:
