@@ -1,60 +1,124 @@
-"""The settings of a training run."""
+"""The settings of a training run: one frozen dataclass, read from TOML and `--set key=value`.
+
+A file spells the settings of the model, the data, the scorer and the tracking in sections and all others at its top:
+
+    run_id = "gsm8k-cosine"
+    output = "runs/gsm8k-cosine"
+    rounds = 40
+
+    [model]
+    path = "Qwen/Qwen2.5-0.5B-Instruct"
+
+    [data]
+    pool = { kind = "parquet", path = "data/train.parquet" }
+    validation = { kind = "parquet", path = "data/validation.parquet" }
+    heldout = "data/test.parquet"
+    reward = "math_verify"
+
+    [scorer]
+    url = "http://127.0.0.1:8000"
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-__all__ = ["DataSpec", "TrainConfig"]
+from gradalign.checks import NAME_PATTERN
+from gradalign.messages import AGGREGATIONS, MAX_PROBLEMS, STRATEGIES
+from gradalign.projection import MAX_DIM
+from gradalign_trainer.datasets.source import DataSpec, parse_sources
+from gradalign_trainer.rewards import unknown_reward
+from gradalign_trainer.settings import (
+    SettingsError,
+    check_settings,
+    key_of,
+    limits,
+    nearest,
+    read_toml,
+    with_override,
+)
+from gradalign_trainer.tracking import TRACKERS
 
-DataSpec: TypeAlias = str | Mapping[str, Any]
+__all__ = ["DataSpec", "TrainConfig", "load_config"]
+
+
+def _bad_run_id(value: str) -> str | None:
+    fits = re.fullmatch(NAME_PATTERN, value)
+    return None if fits else "expected 1 to 128 letters, digits, '.', '_' or '-'"
+
+
+def _bad_device(value: str) -> str | None:
+    return None if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value) else "expected auto, cpu, mps, cuda or cuda:N"
+
+
+def _bad_url(value: str) -> str | None:
+    return None if re.match(r"https?://.", value) else "expected a URL like http://127.0.0.1:8000"
+
+
+def _bad_sources(value: Any) -> str | None:
+    try:
+        parse_sources(value)
+    except SettingsError as error:
+        return " ".join(error.faults).removesuffix(".")
+    return None
+
+
+_SEED = limits(low=0, high=2**53 - 1)
+_COUNT = limits(low=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """One run, whole. Everything that decides its result is here.
+    """One run, whole. Everything that decides its result is here; every value is checked when it is made.
+
+    A name in brackets is how a file spells it; the others stand at the top of the file under their own name.
 
     Attributes:
-        run_id: name of the run, also at the scorer.
+        run_id: name of the run, also at the scorer: 1 to 128 letters, digits, '.', '_', '-'.
         output: folder of metrics and checkpoints.
-        seed: of every random choice.
-        model: path or hub id of a causal LM; `arithmetic` for the built-in base model; `tiny-bytes` for a fresh tiny
-            model with a byte vocabulary, taught `warm_start_steps` batches of `warm_start` first.
-        model_cache: folder of models made on the spot.
-        device: `auto` (cuda where there is one, else cpu), or a torch device.
-        dtype: of the weights, `float32` or `bfloat16`.
-        warm_start: problems to teach a fresh model by supervised training.
-        warm_start_steps: batches of 64 of them.
-        pool: problems to choose from.
-        validation: trusted problems; the first `validation_problems` are used.
-        heldout: problems to evaluate on.
-        reward: name of the reward.
-        scorer_url: where the scorer is; None only with `strategy = "random"`.
-        scorer_api_key: its key; `GRADALIGN_API_KEY` from the environment where None.
-        scorer_timeout: seconds to wait for a reply.
-        scorer_retries: tries after the first before a round goes on without the scorer.
+        seed: of every random choice of the run but the projection.
+        model: [model.path] folder or hub id of a causal LM; `arithmetic` for the built-in base model; `tiny-bytes`
+            for a fresh tiny model with a byte vocabulary, taught `warm_start_steps` batches of `warm_start` first.
+        model_cache: [model.cache] folder of models made on the spot.
+        device: [model.device] `auto` (cuda where there is one, else cpu), or a torch device.
+        dtype: [model.dtype] of the weights, `float32` or `bfloat16`.
+        warm_start: [model.warm_start] problems to teach a fresh model by supervised training.
+        warm_start_steps: [model.warm_start_steps] batches of 64 of them.
+        pool: [data.pool] problems to choose from; forms of a source: docs/data.md.
+        validation: [data.validation] trusted problems; the first `validation_problems` are used.
+        heldout: [data.heldout] problems to evaluate on.
+        reward: [data.reward] name of the reward, or `package.module:function`.
+        scorer_url: [scorer.url] where the scorer is; None only with `strategy = "random"` and mode `choose`.
+        scorer_api_key: its key; not for files. `load_config` takes it from the environment.
+        scorer_api_key_env: [scorer.api_key_env] environment variable that holds the key.
+        scorer_timeout: [scorer.timeout] seconds to wait for a reply.
+        scorer_retries: [scorer.retries] tries after the first before a round goes on without the scorer.
         strategy: of the scorer; `random` chooses here and needs no scorer.
         mode: `choose` scores a pool, then trains on the selection with fresh rollouts; `weight` scores each training
             batch and weights its groups, so that no rollout is spent on scoring.
-        pool_size: candidates per round (the paper's M).
+        pool_size: candidates per round (the paper's M); one request holds at most 4096.
         select_fraction: share of them that is trained on (the paper's q).
-        group_size: rollouts per problem.
+        group_size: rollouts per problem; at least 2, since one has no advantage over itself.
         validation_problems: how many trusted problems to use.
         validation_rollouts: rollouts per validation problem.
         refresh_every: rounds between validation gradients.
         aggregation: of validation sketches: `pooled`, `mean` or `normalized`.
         dim: buckets of a sketch.
+        projection_seed: of the sketch; runs that share it and `dim` have comparable sketches.
         rounds: selection cycles.
         updates_per_round: optimizer steps in each.
         batch_problems: problems in each step.
         problems_per_backward: problems in one forward and backward; bounds memory.
         learning_rate: of Adam.
-        warmup_steps: steps over which it rises from zero.
+        warmup_steps: optimizer steps over which it rises from zero.
         clip_norm: largest gradient norm.
         normalize_advantages: divide advantages by their group's standard deviation.
-        max_new_tokens: longest completion.
+        max_new_tokens: longest completion, in tokens.
         temperature: of sampling.
         prompts_per_batch: prompts generated at once; bounds memory.
         evaluation: `exact` (probability of the answer by teacher forcing) or `sampled` (mean reward).
@@ -62,48 +126,169 @@ class TrainConfig:
         evaluate_every: rounds between evaluations.
         checkpoint_every: rounds between checkpoints; 0 for none but the last.
         checkpoints_kept: newest checkpoints to keep.
+        trackers: [tracking.trackers] where metrics go besides `metrics.jsonl`: `tensorboard`, `wandb`.
+
+    Raises:
+        SettingsError: a value is of a wrong type or out of range; all faults are in it.
     """
 
-    run_id: str
+    run_id: str = field(metadata=limits(check=_bad_run_id))
     output: Path
-    seed: int = 0
-    model: str = "arithmetic"
-    model_cache: Path = Path("~/.cache/gradalign")
-    device: str = "auto"
-    dtype: str = "float32"
-    warm_start: DataSpec | None = None
-    warm_start_steps: int = 0
-    pool: DataSpec = "arithmetic:clean/pool"
-    validation: DataSpec = "arithmetic:clean/validation"
-    heldout: DataSpec = "arithmetic:clean/heldout"
-    reward: str = "arithmetic"
-    scorer_url: str | None = None
-    scorer_api_key: str | None = None
-    scorer_timeout: float = 30.0
-    scorer_retries: int = 5
-    strategy: str = "cosine"
-    mode: str = "choose"
-    pool_size: int = 96
-    select_fraction: float = 1 / 3
-    group_size: int = 8
-    validation_problems: int = 32
-    validation_rollouts: int = 12
-    refresh_every: int = 1
-    aggregation: str = "pooled"
-    dim: int = 8192
-    rounds: int = 15
-    updates_per_round: int = 4
-    batch_problems: int = 16
-    problems_per_backward: int = 16
-    learning_rate: float = 2e-4
-    warmup_steps: int = 10
-    clip_norm: float = 1.0
+    seed: int = field(default=0, metadata=_SEED)
+    model: str = field(default="arithmetic", metadata=limits(key="model.path"))
+    model_cache: Path = field(default=Path("~/.cache/gradalign"), metadata=limits(key="model.cache"))
+    device: str = field(default="auto", metadata=limits(key="model.device", check=_bad_device))
+    dtype: str = field(default="float32", metadata=limits(key="model.dtype", choices=("float32", "bfloat16")))
+    warm_start: DataSpec | None = field(default=None, metadata=limits(key="model.warm_start", check=_bad_sources))
+    warm_start_steps: int = field(default=0, metadata=limits(key="model.warm_start_steps", low=0))
+    pool: DataSpec = field(default="arithmetic:clean/pool", metadata=limits(key="data.pool", check=_bad_sources))
+    validation: DataSpec = field(
+        default="arithmetic:clean/validation", metadata=limits(key="data.validation", check=_bad_sources)
+    )
+    heldout: DataSpec = field(
+        default="arithmetic:clean/heldout", metadata=limits(key="data.heldout", check=_bad_sources)
+    )
+    reward: str = field(default="arithmetic", metadata=limits(key="data.reward", check=unknown_reward))
+    scorer_url: str | None = field(default=None, metadata=limits(key="scorer.url", check=_bad_url))
+    scorer_api_key: str | None = field(default=None, repr=False, metadata=limits(key=""))
+    scorer_api_key_env: str = field(default="GRADALIGN_API_KEY", metadata=limits(key="scorer.api_key_env"))
+    scorer_timeout: float = field(default=30.0, metadata=limits(key="scorer.timeout", above=0))
+    scorer_retries: int = field(default=5, metadata=limits(key="scorer.retries", low=0, high=100))
+    strategy: str = field(default="cosine", metadata=limits(choices=STRATEGIES))
+    mode: str = field(default="choose", metadata=limits(choices=("choose", "weight")))
+    pool_size: int = field(default=96, metadata=limits(low=1, high=MAX_PROBLEMS))
+    select_fraction: float = field(default=1 / 3, metadata=limits(above=0, high=1))
+    group_size: int = field(default=8, metadata=limits(low=2))
+    validation_problems: int = field(default=32, metadata=limits(low=1, high=MAX_PROBLEMS))
+    validation_rollouts: int = field(default=12, metadata=limits(low=2))
+    refresh_every: int = field(default=1, metadata=_COUNT)
+    aggregation: str = field(default="pooled", metadata=limits(choices=AGGREGATIONS))
+    dim: int = field(default=8192, metadata=limits(low=1, high=MAX_DIM))
+    projection_seed: int = field(default=0, metadata=_SEED)
+    rounds: int = field(default=15, metadata=_COUNT)
+    updates_per_round: int = field(default=4, metadata=_COUNT)
+    batch_problems: int = field(default=16, metadata=limits(low=1, high=MAX_PROBLEMS))
+    problems_per_backward: int = field(default=16, metadata=_COUNT)
+    learning_rate: float = field(default=2e-4, metadata=limits(above=0))
+    warmup_steps: int = field(default=10, metadata=limits(low=0))
+    clip_norm: float = field(default=1.0, metadata=limits(above=0))
     normalize_advantages: bool = False
-    max_new_tokens: int = 6
-    temperature: float = 1.0
-    prompts_per_batch: int = 256
-    evaluation: str = "exact"
-    evaluation_rollouts: int = 4
-    evaluate_every: int = 1
-    checkpoint_every: int = 0
-    checkpoints_kept: int = 2
+    max_new_tokens: int = field(default=6, metadata=_COUNT)
+    temperature: float = field(default=1.0, metadata=limits(above=0))
+    prompts_per_batch: int = field(default=256, metadata=_COUNT)
+    evaluation: str = field(default="exact", metadata=limits(choices=("exact", "sampled")))
+    evaluation_rollouts: int = field(default=4, metadata=_COUNT)
+    evaluate_every: int = field(default=1, metadata=_COUNT)
+    checkpoint_every: int = field(default=0, metadata=limits(low=0))
+    checkpoints_kept: int = field(default=2, metadata=_COUNT)
+    trackers: tuple[str, ...] = field(default=(), metadata=limits(key="tracking.trackers", choices=TRACKERS))
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+_FIELDS = {key_of(each): each for each in fields(TrainConfig) if key_of(each)}
+_SECTIONS = {key.partition(".")[0] for key in _FIELDS if "." in key}
+_TEXT = [key for key, each in _FIELDS.items() if each.type in ("str", "str | None", "Path")]
+
+
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, environ: Mapping[str, str] = os.environ
+) -> TrainConfig:
+    """The settings of a TOML file, with `--set` overrides applied in order.
+
+    Args:
+        path: of the file.
+        overrides: `key=value` each, the key as the file spells it.
+        environ: where `scorer.api_key_env` is looked up.
+
+    Raises:
+        SettingsError: the file cannot be read, a key is unknown, missing or given no valid value, or settings that
+            are valid alone do not go together. Every fault that can be found is in it.
+    """
+    table = read_toml(Path(path))
+    try:
+        for assignment in overrides:
+            with_override(table, assignment, _TEXT)
+        config = _from_table(table)
+        config = _with_key(config, environ)
+    except SettingsError as error:
+        raise SettingsError(error.faults, where=str(path)) from error
+    return config
+
+
+def _from_table(table: Mapping[str, Any]) -> TrainConfig:
+    known: dict[str, Any] = {}
+    faults = []
+    for key, value in _flat(table):
+        if key in _FIELDS:
+            known[_FIELDS[key].name] = value
+        else:
+            faults.append(_unknown(key, value))
+    required = [each.name for each in fields(TrainConfig) if each.default is MISSING]
+    missing = [name for name in required if name not in known]
+    faults += [f'{name} is missing; add a line like {name} = "my-run" at the top of the file.' for name in missing]
+    try:
+        known.update(dict.fromkeys(missing, "missing"))  # so that all else is checked too
+        config = TrainConfig(**known)
+    except SettingsError as error:
+        raise SettingsError(faults + error.faults) from error
+    faults += _clashes(config)
+    if faults:
+        raise SettingsError(faults)
+    return config
+
+
+def _flat(table: Mapping[str, Any], section: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in table.items():
+        key = f"{section}{name}"
+        if key not in _FIELDS and key in _SECTIONS and isinstance(value, Mapping):
+            yield from _flat(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def _unknown(key: str, value: Any) -> str:
+    section, _, name = key.rpartition(".")
+    if key == "scorer.api_key":
+        return (
+            "scorer.api_key does not belong in a file; put the key into an environment variable and name that with "
+            "scorer.api_key_env (default GRADALIGN_API_KEY)."
+        )
+    if key in _SECTIONS:
+        inside = ", ".join(other for other in _FIELDS if other.startswith(f"{key}."))
+        return f"{key} = {value!r}: expected a section [{key}] with any of {inside}."
+    if section in _SECTIONS and name in _FIELDS:
+        return f"unknown key {key!r}; {name!r} stands at the top of the file, before the first [section]."
+    near = [other for other in _FIELDS if other.startswith(f"{section}.")] if section in _SECTIONS else list(_FIELDS)
+    hint = nearest(key, near) or nearest(key, _FIELDS)
+    return f"unknown key {key!r}{hint}. Valid keys{f' of [{section}]' if section else ''}: {', '.join(near)}."
+
+
+def _clashes(config: TrainConfig) -> list[str]:
+    """What is wrong with values that are valid alone."""
+    faults = []
+    if config.scorer_url is None and (config.strategy != "random" or config.mode == "weight"):
+        faults.append(
+            f"scorer.url is missing, and strategy = {config.strategy!r} with mode = {config.mode!r} needs a scorer. "
+            'Start one (gradalign serve) and add scorer.url = "http://127.0.0.1:8000", or set strategy = "random" and '
+            'mode = "choose".'
+        )
+    if config.evaluation == "exact" and config.reward not in ("arithmetic", "exact"):
+        faults.append(
+            f'evaluation = "exact" counts the probability of one exact string, which reward {config.reward!r} does not '
+            'reward alone. Set evaluation = "sampled".'
+        )
+    if config.model == "tiny-bytes" and config.warm_start is not None and config.warm_start_steps == 0:
+        faults.append("model.warm_start is given and model.warm_start_steps is 0; expected at least 1 step, 300 say.")
+    return faults
+
+
+def _with_key(config: TrainConfig, environ: Mapping[str, str]) -> TrainConfig:
+    name = config.scorer_api_key_env
+    if name not in environ and name != TrainConfig.__dataclass_fields__["scorer_api_key_env"].default:
+        raise SettingsError(
+            [f"scorer.api_key_env names {name!r}, which is not set in the environment. Set it: export {name}=..."]
+        )
+    object.__setattr__(config, "scorer_api_key", environ.get(name))
+    return config

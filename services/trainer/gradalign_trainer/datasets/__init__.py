@@ -1,0 +1,22 @@
+"""Problems from JSONL, Parquet, verl's format, Hugging Face datasets and `reasoning_gym` tasks; docs/data.md shows how."""
+
+from gradalign_trainer.datasets.chat import render_prompts
+from gradalign_trainer.datasets.files import write_jsonl, write_parquet
+from gradalign_trainer.datasets.ids import content_id
+from gradalign_trainer.datasets.load import LoadedProblems, load_problems
+from gradalign_trainer.datasets.schema import BadRecord, DataError
+from gradalign_trainer.datasets.source import DataSource, DataSpec, parse_sources
+
+__all__ = [
+    "BadRecord",
+    "DataError",
+    "DataSource",
+    "DataSpec",
+    "LoadedProblems",
+    "content_id",
+    "load_problems",
+    "parse_sources",
+    "render_prompts",
+    "write_jsonl",
+    "write_parquet",
+]
