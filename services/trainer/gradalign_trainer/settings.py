@@ -2,14 +2,14 @@
 
 A field's metadata (`limits`) says how a settings file spells it and which values it takes; `check_settings` holds a
 whole instance to that and reports every fault at once. The types it knows: bool, int, float, str, Path, tuples of
-str, mappings, and any of these or None.
+str, mappings, and unions of these, of None, and of what a field's `check` looks after.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
+import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -43,6 +43,7 @@ _TYPE_NAMES: Mapping[type, str] = {
     Path: "a path, as a string",
     tuple: "a list of strings",
     Mapping: "a table",
+    Sequence: "a list",
     NoneType: "nothing",
 }
 
@@ -98,10 +99,11 @@ def check_settings(settings: Any, *, prefix: str = "") -> None:
     """
     hints, faults = get_type_hints(type(settings)), []
     for field in dataclasses.fields(settings):
-        value, fault = _checked(getattr(settings, field.name), hints[field.name], field.metadata)
+        given = getattr(settings, field.name)
+        value, fault = _checked(given, hints[field.name], field.metadata)
         if fault:
             name = prefix + (key_of(field) or field.name)
-            faults.append(f"{name} = {shown(value)} ({_kind(value)}): {fault}{_default(field)}.")
+            faults.append(f"{name} = {shown(given)} ({_kind(given)}): {fault}{_default(field)}.")
         else:
             object.__setattr__(settings, field.name, value)
     if faults:
@@ -116,7 +118,7 @@ def _checked(value: Any, hint: Any, metadata: Mapping[str, Any]) -> tuple[Any, s
     else:
         fits, converted = _converted(value, kinds)
     if not fits:
-        wanted = " or ".join(_TYPE_NAMES[kind] for kind in kinds if kind is not NoneType)
+        wanted = " or ".join(_TYPE_NAMES[kind] for kind in kinds if kind in _TYPE_NAMES and kind is not NoneType)
         return value, f"expected {wanted}{_range(metadata)}"
     if converted is None:
         return None, None
@@ -132,7 +134,7 @@ def _converted(value: Any, kinds: Sequence[Any]) -> tuple[bool, Any]:
     for kind in kinds:
         if kind is Path and isinstance(value, (str, Path)) and str(value):
             return True, Path(value)
-        if kind is float and type(value) in (int, float) and math.isfinite(value):
+        if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
             return True, float(value)
         if kind is tuple and isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
             return True, tuple(value)
@@ -169,7 +171,7 @@ def _kind(value: Any) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
-    if field.default in (dataclasses.MISSING, None) or field.default == "":
+    if field.default in (dataclasses.MISSING, None, "", ()):
         return ""
     shown_as = {True: "true", False: "false"}.get(field.default, field.default)
     return f"; the default is {shown_as}"

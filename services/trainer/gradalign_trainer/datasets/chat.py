@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from gradalign_trainer.datasets.schema import DataError
 from gradalign_trainer.problems import Problem
 
 __all__ = ["render_prompts"]
@@ -22,6 +23,9 @@ def render_prompts(problems: Iterable[Problem], tokenizer: Any, *, wrap_text: bo
         problems: the messages of a chat are in `extra["messages"]`.
         tokenizer: of transformers.
         wrap_text: render plain prompts too, as one message of the user.
+
+    Raises:
+        DataError: the template refuses a chat; some take no `system` message, say.
     """
     if not getattr(tokenizer, "chat_template", None):
         return list(problems)
@@ -32,7 +36,14 @@ def render_prompts(problems: Iterable[Problem], tokenizer: Any, *, wrap_text: bo
         if messages is None and not wrap_text:
             return problem
         messages = messages or [{"role": "user", "content": problem.prompt}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # templates are programs; they raise what they like
+            roles = ", ".join(message["role"] for message in messages)
+            raise DataError(
+                f"the chat template of the tokenizer refuses problem {problem.problem_id!r} with roles {roles}: {error}. "
+                "Expected a chat in the form that the model was trained on; change the messages, or take another model."
+            ) from error
         return replace(problem, prompt=text.removeprefix(begin))
 
     return [rendered(problem) for problem in problems]

@@ -24,6 +24,8 @@ def open_dataset(source: DataSource) -> Any:
     """
     try:
         library: Any = importlib.import_module("datasets")
+        if library.__spec__.origin is None:  # a folder of that name that stands where modules are looked for
+            raise ModuleNotFoundError("No module named 'datasets'")
     except ImportError as error:
         raise DataError(
             f"source {source.path!r} of kind 'huggingface' needs the package datasets: "

@@ -25,6 +25,6 @@ def content_id(prompt: str, answer: str, source: str = "", messages: Sequence[Ma
         messages: of a chat, each with `role` and `content`.
     """
     asked = prompt if messages is None else [[message["role"], message["content"]] for message in messages]
-    # A lone surrogate, legal in JSON and not in UTF-8, must not stop the reading of a file.
+    # Any text of Python's has an id, half a surrogate pair too, which UTF-8 has no bytes for.
     text = json.dumps([source, asked, answer], ensure_ascii=False).encode("utf-8", "surrogatepass")
     return f"sha256-{hashlib.sha256(text).hexdigest()[:24]}"

@@ -29,6 +29,7 @@ __all__ = ["BadRecord", "Candidate", "DataError", "Place", "parse_record"]
 LONGEST_ID = 256
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _OURS = ("problem_id", "id", "prompt", "messages", "answer", "source", "extra")
+_VERL = ("problem_id", "id", "prompt", "messages", "data_source")
 
 
 class DataError(GradAlignError):
@@ -136,6 +137,8 @@ def _ours(record: Mapping[str, Any], place: Place) -> Candidate:
         raise _missing("answer", record)
     prompt, messages = _prompt(prompt_key, record[prompt_key])
     extra = {key: value for key, value in record.items() if key not in _OURS} | _extra(record.get("extra", {}))
+    if "messages" in extra:  # where `write_jsonl` put the chat that the prompt was made from
+        extra["messages"] = _chat("extra.messages", extra["messages"])
     id_key = "problem_id" if "problem_id" in record else "id"
     problem = _problem(
         _id(id_key, record[id_key]) if id_key in record else "",
@@ -167,7 +170,7 @@ def _verl(record: Mapping[str, Any], place: Place) -> Candidate:
     if not given and isinstance(index, (int, str)) and not isinstance(index, bool):
         derived = "/".join(str(part) for part in (source, split, index) if part not in (None, ""))
         derived = derived if len(derived) <= LONGEST_ID else ""
-    kept = {key: value for key, value in record.items() if key not in ("prompt", "data_source", "problem_id", "id")}
+    kept = {key: value for key, value in record.items() if key not in _VERL}
     answer = _answer("reward_model.ground_truth", truth)
     problem = _problem(given or derived, prompt, messages, answer=answer, source=source, extra=kept)
     return Candidate(problem, place, derived=bool(derived))
@@ -203,14 +206,25 @@ def _text(name: str, value: Any, *, empty: bool = False) -> str:
         raise _Bad(
             f"{name} = {shown(value)} ({type(value).__name__}); expected {'a' if empty else 'a non-empty'} string"
         )
-    return value
+    return _encodable(name, value)
+
+
+def _encodable(name: str, text: str) -> str:
+    """The text, unless UTF-8 cannot write it: JSON may hold half a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _Bad(
+            f"{name} = {shown(text)} holds {text[error.start]!r}, half of a surrogate pair; expected whole characters"
+        ) from error
+    return text
 
 
 def _id(name: str, value: Any) -> str:
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(text, str) or not 1 <= len(text) <= LONGEST_ID:
         raise _Bad(f"{name} = {shown(value)}; expected a string of 1 to {LONGEST_ID} characters or an integer")
-    return text
+    return _encodable(name, text)
 
 
 def _answer(name: str, value: Any) -> str:
@@ -220,7 +234,7 @@ def _answer(name: str, value: Any) -> str:
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise _Bad(f"{name} = {value}; expected a string or a finite number")
-    return value if isinstance(value, str) else str(value)
+    return _encodable(name, value) if isinstance(value, str) else str(value)
 
 
 def _extra(value: Any) -> dict[str, Any]:
@@ -237,20 +251,23 @@ def _extra(value: Any) -> dict[str, Any]:
 def _prompt(name: str, value: Any) -> tuple[str, list[dict[str, str]] | None]:
     """The prompt as text, and the messages where it is a chat."""
     if isinstance(value, (list, tuple)):
-        messages = [_message(f"{name}[{index}]", message) for index, message in enumerate(value)]
-        if not messages:
-            raise _Bad(f"{name} is an empty list; expected at least one message")
-        if messages[-1]["role"] == "assistant":
-            raise _Bad(
-                f"{name} ends with the assistant's turn; expected the turn it answers. Move the reply to the answer"
-            )
+        messages = _chat(name, value)
         return "\n\n".join(message["content"] for message in messages), messages
     if not isinstance(value, str) or not value:
         raise _Bad(
             f"{name} = {shown(value)} ({type(value).__name__}); expected a non-empty string or a list of "
             '{"role": ..., "content": ...}'
         )
-    return value, None
+    return _encodable(name, value), None
+
+
+def _chat(name: str, value: Any) -> list[dict[str, str]]:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise _Bad(f"{name} = {shown(value)}; expected a list of at least one message")
+    messages = [_message(f"{name}[{index}]", message) for index, message in enumerate(value)]
+    if messages[-1]["role"] == "assistant":
+        raise _Bad(f"{name} ends with the assistant's turn; expected the turn it answers. Move the reply to the answer")
+    return messages
 
 
 def _message(name: str, message: Any) -> dict[str, str]:
@@ -259,4 +276,4 @@ def _message(name: str, message: Any) -> dict[str, str]:
     role = message.get("role")
     if role not in ROLES:
         raise _Bad(f"{name}.role = {shown(role)}; expected one of {', '.join(ROLES)}{nearest(str(role), ROLES)}")
-    return {"role": role, "content": message["content"]}
+    return {"role": role, "content": _encodable(f"{name}.content", message["content"])}

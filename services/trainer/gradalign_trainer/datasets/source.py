@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
@@ -48,7 +49,7 @@ class DataSource:
             pool, validation and held-out problems differ.
         limit: first problems to take; None for all.
         fields: our name -> the record's: `{ prompt = "question", answer = "solution" }`; dots reach into records.
-        config: keyword arguments of a `reasoning_gym` task.
+        config: keyword arguments of a `reasoning_gym` task, but for its size and seed, which stand beside.
         bad_records: `refuse` raises where a record does not fit the schema; `skip` leaves it out, and reports it.
     """
 
@@ -66,7 +67,7 @@ class DataSource:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        faults = [fault for fault in (self._missing(), self._bad_fields()) if fault]
+        faults = [fault for fault in (self._missing(), self._bad_fields(), self._bad_config()) if fault]
         if faults:
             raise SettingsError(faults)
 
@@ -87,6 +88,16 @@ class DataSource:
                 return f"fields.{name} = {shown(theirs)}; expected the record's name for it, a string."
         return None
 
+    def _bad_config(self) -> str | None:
+        beside = next((key for key in ("size", "seed") if key in self.config), None)
+        if beside:
+            return f"config has key {beside!r}; expected {beside} beside config, as a key of the source itself."
+        try:
+            json.dumps(dict(self.config))
+        except (TypeError, ValueError):
+            return f"config = {shown(self.config)}; expected what JSON can write: no dates, and no keys but strings."
+        return None
+
 
 DataSpec: TypeAlias = str | DataSource | Mapping[str, Any] | Sequence[Any]
 """A source as settings write it: a `kind:rest` string or path, a table, a `DataSource`, or a list of these."""
@@ -96,7 +107,7 @@ def parse_sources(spec: DataSpec) -> tuple[DataSource, ...]:
     """The sources of a specification, in order.
 
     Raises:
-        SettingsError: unknown kind or key, a key that does not apply to its kind, a value out of range.
+        SettingsError: no string or table, unknown kind or key, a key that does not apply to its kind, a value out of range.
     """
     if isinstance(spec, Sequence) and not isinstance(spec, str):
         if not spec:
@@ -104,6 +115,8 @@ def parse_sources(spec: DataSpec) -> tuple[DataSource, ...]:
         return tuple(source for each in spec for source in parse_sources(each))
     if isinstance(spec, DataSource):
         return (spec,)
+    if not isinstance(spec, (str, Mapping)):
+        raise SettingsError([f"source {shown(spec)} is of type {type(spec).__name__}; expected a string or a table."])
     return (_from_table(spec) if isinstance(spec, Mapping) else _from_text(spec),)
 
 
