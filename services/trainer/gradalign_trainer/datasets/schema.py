@@ -240,12 +240,14 @@ def _answer(name: str, value: Any) -> str:
 def _extra(value: Any) -> dict[str, Any]:
     if isinstance(value, str):  # Parquet has no type for objects with keys of their own: they are kept as JSON text
         try:
-            value = json.loads(value)
-        except ValueError:
-            value = None
-    if not isinstance(value, Mapping):
+            decoded = json.loads(value)
+        except (ValueError, RecursionError):
+            decoded = None
+    else:
+        decoded = value
+    if not isinstance(decoded, Mapping):
         raise _Bad(f"extra = {shown(value)}; expected an object, or one as JSON text")
-    return dict(value)
+    return dict(decoded)
 
 
 def _prompt(name: str, value: Any) -> tuple[str, list[dict[str, str]] | None]:
