@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -116,9 +118,11 @@ def make_reward(name: str) -> Reward:
 
 def _imported(name: str) -> Reward:
     module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:  # an installed command has its own folder there; at the end it can hide nothing
+        sys.path.append(os.getcwd())
     try:
         found: Any = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise SettingsError(
             [
                 f"reward {name!r} cannot be imported: {error}. Expected package.module:function, "
