@@ -93,7 +93,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
             rows.append({**row, "round": int(row["round"])})
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             if number == len(raw):  # no newline after it: the process ended while it was written
                 break
             raise MetricsError(
@@ -193,7 +193,7 @@ class MetricsLog:
     def stage(self, name: str, total: int) -> None:
         """Nothing; rounds are what is written."""
 
-    def advance(self) -> None:
+    def advance(self, amount: int = 1) -> None:
         """Nothing; rounds are what is written."""
 
     def close(self) -> None:
