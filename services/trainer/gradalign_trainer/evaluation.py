@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradalign_trainer.generation import RolloutBatch, Sampling, encode_prompts, end_tokens, generate
-from gradalign_trainer.grpo import completion_logprobs
+from gradalign_trainer.grpo import completion_distributions
 from gradalign_trainer.problems import Problem, Reward
 
 __all__ = ["exact_pass_rates", "sampled_pass_rates"]
@@ -33,20 +33,24 @@ def exact_pass_rates(
     for start in range(0, len(problems), problems_per_batch):
         part = problems[start : start + problems_per_batch]
         prompt_ids, prompt_mask = encode_prompts(tokenizer, [problem.prompt for problem in part], model.device)
-        answers = [[*tokenizer(problem.answer, add_special_tokens=False)["input_ids"], ends[0]] for problem in part]
-        longest = max(map(len, answers))
-        ids = torch.tensor([[*answer, *[ends[0]] * (longest - len(answer))] for answer in answers])
-        mask = torch.tensor([[1] * len(answer) + [0] * (longest - len(answer)) for answer in answers])
+        answers = [tokenizer(problem.answer, add_special_tokens=False)["input_ids"] for problem in part]
+        lengths = torch.tensor([len(answer) for answer in answers], device=model.device)
+        longest = int(lengths.max()) + 1  # the end token comes last
+        ids = torch.tensor([answer + [ends[0]] * (longest - len(answer)) for answer in answers], device=model.device)
+        places = torch.arange(longest, device=model.device)
         forced = RolloutBatch(
             prompt_ids=prompt_ids,
             prompt_mask=prompt_mask,
-            completion_ids=ids.to(model.device),
-            completion_mask=mask.to(model.device),
+            completion_ids=ids,
+            completion_mask=(places <= lengths[:, None]).long(),
             texts=[problem.answer for problem in part],
             group_size=1,
             temperature=temperature,
         )
-        rates.append(completion_logprobs(model, forced).sum(1).exp().cpu())
+        logprobs = completion_distributions(model, forced)
+        said = logprobs.gather(-1, ids[..., None])[..., 0] * (places < lengths[:, None])
+        ended = logprobs[torch.arange(len(part)), lengths][:, ends].logsumexp(-1)  # whichever of them ends it
+        rates.append((said.sum(1) + ended).exp().cpu())
     return torch.cat(rates)
 
 

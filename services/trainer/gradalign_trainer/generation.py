@@ -84,9 +84,12 @@ class RolloutBatch:
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Token ids and mask of the prompts, int64 [P, Tp] each, padded on the left."""
-    batch = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=True)
-    return batch["input_ids"].to(device), batch["attention_mask"].to(device)
+    """Token ids and mask of the prompts, int64 [P, Tp] each, padded on the left; the tokenizer needs no padding token."""
+    rows = tokenizer(list(prompts), add_special_tokens=True)["input_ids"]
+    longest, pad = max(map(len, rows)), tokenizer.pad_token_id or 0
+    ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -117,7 +120,7 @@ def generate(
     model.eval()
     prompt_ids, prompt_mask = encode_prompts(tokenizer, prompts, model.device)
     ends = end_tokens(model, tokenizer)
-    pad = int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else ends[0]
+    pad = int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else [*ends, 0][0]
     sampler = _Sampler(model, sampling, torch.tensor(ends, device=model.device), pad, generator)
     size = sampling.prompts_per_batch
     parts = [sampler.complete(*part) for part in zip(prompt_ids.split(size), prompt_mask.split(size), strict=True)]

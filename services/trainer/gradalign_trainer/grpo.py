@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from gradalign_trainer.generation import RolloutBatch
 
-__all__ = ["advantages", "completion_logprobs", "problem_losses"]
+__all__ = ["advantages", "completion_distributions", "completion_logprobs", "problem_losses"]
 
 
 def advantages(rewards: Tensor, *, normalize: bool = False) -> Tensor:
@@ -34,8 +34,8 @@ def advantages(rewards: Tensor, *, normalize: bool = False) -> Tensor:
     return centred
 
 
-def completion_logprobs(model: PreTrainedModel, rollouts: RolloutBatch) -> Tensor:
-    """Log-probabilities of the sampled tokens at their temperature, float32 [P*G, Tc]; 0 on padding."""
+def completion_distributions(model: PreTrainedModel, rollouts: RolloutBatch) -> Tensor:
+    """Log-probabilities of every token at every place of the completions, at their temperature; float32 [P*G, Tc, V]."""
     size = rollouts.group_size
     prompt_ids = rollouts.prompt_ids.repeat_interleave(size, dim=0)
     ids = torch.cat([prompt_ids, rollouts.completion_ids], dim=1)
@@ -43,8 +43,13 @@ def completion_logprobs(model: PreTrainedModel, rollouts: RolloutBatch) -> Tenso
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
     logits = output.logits[:, prompt_ids.shape[1] - 1 : -1].float() / (rollouts.temperature or 1.0)
-    logprobs = torch.log_softmax(logits, dim=-1).gather(-1, rollouts.completion_ids[..., None])[..., 0]
-    return logprobs * rollouts.completion_mask
+    return torch.log_softmax(logits, dim=-1)
+
+
+def completion_logprobs(model: PreTrainedModel, rollouts: RolloutBatch) -> Tensor:
+    """Log-probabilities of the sampled tokens at their temperature, float32 [P*G, Tc]; 0 on padding."""
+    distributions = completion_distributions(model, rollouts)
+    return distributions.gather(-1, rollouts.completion_ids[..., None])[..., 0] * rollouts.completion_mask
 
 
 def problem_losses(model: PreTrainedModel, rollouts: RolloutBatch, advantage: Tensor) -> Tensor:
