@@ -89,12 +89,13 @@ def save_checkpoint(
         tokenizer.save_pretrained(temporary)
         torch.save(training, temporary / "optimizer.pt")
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2))
-        if place.exists():
-            shutil.rmtree(place)
+        if place.exists():  # out of sight before it is taken apart
+            os.replace(place, temporary.with_name(f"{temporary.name}-old"))
         os.replace(temporary, place)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    shutil.rmtree(temporary.with_name(f"{temporary.name}-old"), ignore_errors=True)
     for _, old in _numbered(folder)[:-keep]:
         shutil.rmtree(old)
     return place
