@@ -9,6 +9,7 @@ import torch
 import transformers as tf
 from torch import nn
 
+from gradalign import SketchError
 from gradalign.countsketch import sketch_gradients
 from gradalign.sketch import Sketcher, compiled
 
@@ -34,7 +35,25 @@ MODELS = {
     "qwen3moe": lambda: tf.Qwen3MoeForCausalLM(
         tf.Qwen3MoeConfig(**SMALL, head_dim=8, num_experts=4, moe_intermediate_size=12, **MOE)
     ),
+    "phi3": lambda: tf.Phi3ForCausalLM(tf.Phi3Config(**SMALL)),
+    "gemma3": lambda: tf.Gemma3ForCausalLM(tf.Gemma3TextConfig(**SMALL, head_dim=8)),
+    "falcon": lambda: tf.FalconForCausalLM(tf.FalconConfig(**SMALL)),
+    "deepseek": lambda: tf.DeepseekV3ForCausalLM(
+        tf.DeepseekV3Config(
+            **SMALL | {"num_key_value_heads": 4}, moe_intermediate_size=12, n_routed_experts=4, n_group=2, topk_group=1,
+            kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=4,
+            first_k_dense_replace=1, **MOE,
+        )
+    ),
+    "llama4": lambda: tf.Llama4ForCausalLM(
+        tf.Llama4TextConfig(**SMALL, head_dim=8, num_local_experts=4, intermediate_size_mlp=24)
+    ),
+    "gptoss": lambda: tf.GptOssForCausalLM(tf.GptOssConfig(**SMALL, head_dim=8, num_local_experts=4, **MOE)),
+    "mamba": lambda: tf.MambaForCausalLM(
+        tf.MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, state_size=4, pad_token_id=0)
+    ),
 }  # fmt: skip
+WHOLE_ROWS_ONLY = ["gptoss", "mamba"]  # attention sinks and convolutions span the tokens of a row
 
 
 @pytest.fixture(autouse=True)
@@ -158,8 +177,10 @@ def products(each, model):
     return [(gradient, gradients(model)) for gradient in each]
 
 
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("batch", ["ragged, out of order", "packed"])
+PAIRS = [(kind, name) for kind in MODELS for name in ("ragged, out of order", "packed")]
+
+
+@pytest.mark.parametrize(("kind", "batch"), [p for p in PAIRS if p not in [(k, "packed") for k in WHOLE_ROWS_ONLY]])
 def test_equals_one_backward_a_problem(kind, batch):
     check(build(kind), BATCHES[batch])
 
@@ -179,12 +200,37 @@ def test_in_float32(kind, narrow):
     check(build(kind, torch.float32), BATCHES["ragged, out of order"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["mixtral", "qwen3moe"])
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3moe", "gptoss"])
 @pytest.mark.parametrize("batch", ["ragged, out of order", "packed"])
-def test_grouped_experts(kind, batch, narrow):
+@pytest.mark.parametrize("experts", ["grouped_mm", "batched_mm"])
+def test_fused_experts(kind, batch, experts, narrow):
     model = build(kind, torch.float32)
-    model.set_experts_implementation("grouped_mm")
+    model.set_experts_implementation(experts)
+    if kind in WHOLE_ROWS_ONLY:
+        batch = "ragged, out of order"
     check(model, BATCHES[batch], rtol=1e-5)
+
+
+def test_attention_sinks_of_packed_rows_are_refused():
+    with pytest.raises(SketchError, match=r"sinks is used on an activation of shape"):
+        check(build("gptoss"), BATCHES["packed"])
+
+
+@pytest.mark.parametrize("length", [4, 2])
+def test_as_many_heads_as_tokens_are_not_taken_for_tokens(length):
+    """Heads stand where tokens stood when a norm meets them: [B, H, T, D] with H = T."""
+
+    class Short(Batch):
+        def __init__(self):
+            super().__init__(BATCHES["packed"].index[:, :length].sort(1)[0], packed=True)
+            self.ids, self.weights = self.ids[:, :length], self.weights[:, :length]
+
+    model = build("gemma3")
+    if length == 4:
+        with pytest.raises(SketchError, match="cannot tell which problem its rows belong to"):
+            check(model, Short())
+    else:
+        check(model, Short())
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
@@ -241,6 +287,18 @@ def test_logits_of_the_last_positions_only():
 
     for name in ("ragged, out of order", "one problem"):
         check(build("qwen2"), Last(BATCHES[name].index))
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "gpt2"])
+def test_rows_padded_on_the_left(kind):
+    class Padded(Batch):
+        def log_probs(self, model):
+            mask = (torch.arange(LENGTH) >= torch.tensor([0, 3, 5, 0, 1, 7, 2])[:, None]).long()
+            ids, places = self.ids * mask, (mask.cumsum(1) - 1).clamp(min=0)
+            logits = model(input_ids=ids, attention_mask=mask, position_ids=places).logits[:, :-1]
+            return torch.log_softmax(logits, -1).gather(-1, ids[:, 1:, None])[..., 0] * mask[:, :-1]
+
+    check(build(kind), Padded(BATCHES["ragged, out of order"].index))
 
 
 def test_zero_advantage_gives_a_zero_row():

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["CASTS", "PICKS", "Derived"]
+__all__ = ["CASTS", "EXPANDS", "PICKS", "Derived"]
 
 _T = torch.Tensor
 CASTS = {_T.to, _T.float, _T.double, _T.half, _T.bfloat16, _T.type_as, _T.contiguous, _T.clone, _T.view_as, torch.clone}
 _TURNS = {_T.t, _T.T.__get__, _T.mT.__get__, torch.t}  # type: ignore[attr-defined]
 _SWAPS = {_T.transpose, torch.transpose, _T.swapaxes}
 PICKS = {_T.__getitem__, _T.select, torch.select}
+EXPANDS = {_T.expand, _T.broadcast_to, torch.broadcast_to}
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Derived:
             its gradient is theirs.
         row: the first of those rows.
         turned: whether the last two axes are swapped.
+        base: the tracked value that this one repeats, along the axes of the activation it is going to meet: expanded, or
+            picked row by row. Its gradient is then taken where they meet, and never in this value's shape.
+        picked: LongTensor [n], which of the base's first axis each of this value's is; None where it was expanded.
     """
 
     name: str
@@ -38,6 +42,8 @@ class Derived:
     plain: bool = True
     row: int = 0
     turned: bool = False
+    base: Tensor | None = None
+    picked: Tensor | None = None
 
     def then(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], before: Tensor, at: int
@@ -62,7 +68,12 @@ class Derived:
             row += pick * before.shape[1]
         else:
             plain = False
-        return Derived(self.name, self.shape, (*self.steps, step), plain, row, turned)
+        made = Derived(self.name, self.shape, (*self.steps, step), plain, row, turned)
+        if func in EXPANDS:
+            return replace(made, base=args[at])
+        if func in PICKS and (key := _picked_rows(args)) is not None:
+            return replace(made, base=args[at], picked=key)
+        return made
 
     def pull_back(self, parameter: Tensor, gradients: Tensor) -> Tensor:
         """Gradients by the value, [n, *its shape], as gradients by the parameter, [n, *its shape]."""
@@ -87,3 +98,8 @@ def _picked(args: tuple[Any, ...], before: Tensor) -> int | None:
     if isinstance(key, bool) or not hasattr(key, "__index__"):
         return None
     return int(key) % len(before)
+
+
+def _picked_rows(args: tuple[Any, ...]) -> Tensor | None:
+    key = args[-1] if len(args) == 2 else None
+    return key if isinstance(key, Tensor) and key.ndim == 1 and key.dtype in (torch.int32, torch.int64) else None

@@ -2,19 +2,20 @@
 
 A tag is a LongTensor with the problem of each row, in the shape of the leading axes of an activation. A move gets the
 tag before the operation, the operand, the result and the operation's further arguments, and gives the tag after it:
-None where the rows lie as those of the batch, `UNKNOWN` where it cannot tell.
+`UNKNOWN` where it cannot tell.
 """
 # ruff: noqa: ARG001 - all moves share one signature
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-__all__ = ["DESTINATION", "MOVES", "ROWWISE", "UNKNOWN", "flat", "keeps_order"]
+__all__ = ["DESTINATION", "JOINS", "MOVES", "ROWWISE", "UNKNOWN", "flat", "joined", "keeps_order", "rearranges"]
 
 UNKNOWN: Final = object()
 
@@ -27,25 +28,66 @@ def flat(values: Any) -> list[Any]:
     return found
 
 
+def _widened(tag: Tensor, shape: Sequence[int], axes: int) -> Tensor:
+    """The tag with at least so many of the leading axes of an activation of that shape."""
+    if axes <= tag.ndim:
+        return tag
+    return tag.reshape(*tag.shape, *(1,) * (axes - tag.ndim)).expand(*tag.shape, *shape[tag.ndim : axes])
+
+
+def _trimmed(tag: Tensor) -> Tensor:
+    """The tag without the last axes along which it does not change."""
+    while tag.ndim > 1 and (tag.stride(-1) == 0 or tag.shape[-1] == 1):
+        tag = tag[..., 0]
+    return tag
+
+
 def _getitem(tag: Tensor, source: Tensor, result: Tensor, key: Any) -> Any:
-    if isinstance(key, list):
-        key = torch.tensor(key, device=tag.device)
-    if isinstance(key, Tensor) and key.ndim == 1:
-        return tag[key]
-    keys = key if isinstance(key, tuple) else (key,)
-    if any(not isinstance(k, (slice, int, type(None), type(Ellipsis))) for k in keys):
+    keys = list(key) if isinstance(key, tuple) else [key]
+    keys = [torch.tensor(k, device=tag.device) if isinstance(k, list) else k for k in keys]
+    many = [k for k in keys if isinstance(k, Tensor) and k.ndim]
+    if len(many) > 1 or any(not isinstance(k, (slice, int, type(None), type(Ellipsis), Tensor)) for k in keys):
         return UNKNOWN
-    whole = tag.reshape(*tag.shape, *(1,) * (source.ndim - tag.ndim)).expand(source.shape)[key]
-    leading = min(tag.ndim, whole.ndim)
-    return whole[(slice(None),) * leading + (0,) * (whole.ndim - leading)]
+    whole = _widened(tag, source.shape, max([k.ndim for k in many if k.dtype == torch.bool], default=1))
+    return whole[tuple(_leading(keys, source.ndim, whole.ndim))]
+
+
+def _leading(keys: Sequence[Any], ndim: int, leading: int) -> Iterator[Any]:
+    """Those of the keys of a tensor of `ndim` axes that concern its first `leading`."""
+    taken = [_axes_taken(k) for k in keys]
+    axis = 0
+    for key, axes in zip(keys, taken, strict=True):
+        if key is Ellipsis:
+            key = slice(None)  # noqa: PLW2901
+            for _ in range(min(leading, axis + ndim - sum(taken)) - axis):
+                yield key
+            axis += ndim - sum(taken)
+        elif axis < leading:
+            yield key
+            axis += axes
+
+
+def _axes_taken(key: Any) -> int:
+    if key is None or key is Ellipsis:
+        return 0
+    return key.ndim if isinstance(key, Tensor) and key.dtype == torch.bool else 1
 
 
 def _select(tag: Tensor, source: Tensor, result: Tensor, dim: int, index: Tensor) -> Any:
-    return tag[index] if dim == 0 else (tag if dim < 0 or dim >= tag.ndim else UNKNOWN)
+    return tag[index] if dim == 0 else (tag if dim % source.ndim >= tag.ndim else UNKNOWN)
 
 
 def _repeat(tag: Tensor, source: Tensor, result: Tensor, repeats: Any, dim: int | None = None) -> Any:
     return tag.repeat_interleave(repeats, dim=0) if dim == 0 else UNKNOWN
+
+
+def _tile(tag: Tensor, source: Tensor, result: Tensor, *repeats: Any) -> Any:
+    times = flat(repeats)
+    return tag.repeat(*times[: tag.ndim]) if len(times) == source.ndim else UNKNOWN
+
+
+def _expand(tag: Tensor, source: Tensor, result: Tensor, *sizes: Any) -> Any:
+    return tag.expand(result.shape[: tag.ndim]) if result.ndim == source.ndim else UNKNOWN
 
 
 def _view(tag: Tensor, source: Tensor, result: Tensor, *shape: Any, **kwargs: Any) -> Any:
@@ -74,14 +116,39 @@ def _swap(tag: Tensor, source: Tensor, result: Tensor, *dims: Any, **kwargs: Any
     if len(given) == source.ndim and source.ndim != 2:
         order = given
     else:
-        a, b = given
+        a, b = given or (0, 1)
         order[a], order[b] = order[b], order[a]
-    # Heads move in front of tokens and back again in every attention; the rows of the batch stay where they are.
-    return None if order[0] == 0 and tag.ndim == 2 else (tag if order[: tag.ndim] == [0] else UNKNOWN)
+    still = len(list(takewhile(lambda axis: order[axis] == axis, range(source.ndim))))
+    if still >= tag.ndim:
+        return tag
+    return _trimmed(_widened(tag, source.shape, source.ndim).permute(order))
+
+
+def _cut(tag: Tensor, source: Tensor, result: Any, size: Any = None, dim: int = 0, **kwargs: Any) -> Any:
+    return tag if dim % source.ndim >= tag.ndim else UNKNOWN
+
+
+def _unbind(tag: Tensor, source: Tensor, result: Any, dim: int = 0) -> Any:
+    return tag if dim % source.ndim >= tag.ndim else UNKNOWN
 
 
 def _lost(tag: Tensor, source: Tensor, result: Tensor, *args: Any, **kwargs: Any) -> Any:
     return UNKNOWN
+
+
+def joined(tags: Sequence[Tensor], result: Tensor, dim: int = 0) -> Any:
+    """The tag of tensors that are concatenated along an axis."""
+    first, dim = tags[0], dim % result.ndim
+    if len(tags) == 1:
+        return first
+    if dim == 0:
+        return torch.cat([t if t.ndim == 1 else _trimmed(t) for t in tags]) if _flat_all(tags) else UNKNOWN
+    same = all(t.shape == first.shape and bool((t == first).all()) for t in tags[1:])
+    return first if same and dim >= first.ndim else UNKNOWN
+
+
+def _flat_all(tags: Sequence[Tensor]) -> bool:
+    return all(_trimmed(t).ndim == 1 for t in tags)
 
 
 def keeps_order(func: Callable[..., Any]) -> bool:
@@ -89,80 +156,41 @@ def keeps_order(func: Callable[..., Any]) -> bool:
     return MOVES[func] in (_view, _sum)
 
 
+def rearranges(func: Callable[..., Any], source: Tensor, result: Any) -> bool:
+    """Whether a move leaves all rows, if it cuts none off, in the order of the batch along its first axis."""
+    if MOVES[func] is _swap:
+        return len(result) == len(source) and (len(source) == 1 or result.stride(0) == source.stride(0))
+    return MOVES[func] in (_view, _expand, _getitem)
+
+
 _T = torch.Tensor
-MOVES: dict[Any, Callable[..., Any]] = {
-    _T.__getitem__: _getitem,
-    _T.index_select: _select,
-    torch.index_select: _select,
-    _T.repeat_interleave: _repeat,
-    torch.repeat_interleave: _repeat,
-    _T.view: _view,
-    _T.reshape: _view,
-    torch.reshape: _view,
-    _T.sum: _sum,
-    torch.sum: _sum,
-    _T.transpose: _swap,
-    torch.transpose: _swap,
-    _T.permute: _swap,
-    torch.permute: _swap,
-    _T.mean: _sum,
-    torch.mean: _sum,
-    **{getattr(_T, name): _lost for name in ("repeat", "tile", "flip", "roll", "t", "swapaxes", "gather")},
-    **{getattr(torch, name): _lost for name in ("tile", "flip", "roll", "t", "swapaxes", "gather")},
-}
-DESTINATION = {_T.index_add_, _T.index_add, torch.index_add, _T.scatter_add_, _T.index_copy_, _T.__setitem__}
-_ROWWISE_NAMES = [
-    "abs",
-    "add",
-    "add_",
-    "chunk",
-    "clamp",
-    "clamp_",
-    "clone",
-    "contiguous",
-    "div",
-    "div_",
-    "dropout",
-    "exp",
-    "float",
-    "bfloat16",
-    "half",
-    "double",
-    "gelu",
-    "mul",
-    "mul_",
-    "neg",
-    "relu",
-    "relu_",
-    "sigmoid",
-    "silu",
-    "softmax",
-    "split",
-    "sub",
-    "sub_",
-    "tanh",
-    "to",
-    "type_as",
-    "unbind",
-    "unsqueeze",
-    "__add__",
-    "__radd__",
-    "__iadd__",
-    "__mul__",
-    "__rmul__",
-    "__imul__",
-    "__neg__",
-    "__sub__",
-    "__rsub__",
-    "__truediv__",
-    "masked_fill",
-    "rsqrt",
-    "pow",
-    "square",
+_NAMED: list[tuple[Callable[..., Any], str]] = [
+    (_select, "index_select"),
+    (_repeat, "repeat_interleave"),
+    (_view, "view reshape flatten unflatten squeeze unsqueeze"),
+    (_sum, "sum mean"),
+    (_swap, "transpose permute swapaxes t"),
+    (_cut, "chunk split"),
+    (_unbind, "unbind"),
+    (_lost, "tile flip roll gather"),
 ]
+MOVES: dict[Any, Callable[..., Any]] = {
+    getattr(owner, name): move
+    for move, names in _NAMED
+    for name in names.split()
+    for owner in (_T, torch)
+    if hasattr(owner, name)
+} | {_T.__getitem__: _getitem, _T.repeat: _tile, _T.expand: _expand}
+JOINS = {torch.cat, torch.concat}
+DESTINATION = {_T.index_add_, _T.index_add, torch.index_add, _T.scatter_add_, _T.index_copy_, _T.__setitem__}
+_ROWWISE_NAMES = (
+    "abs add add_ clamp clamp_ clone contiguous div div_ dropout exp float bfloat16 half double gelu mul mul_ neg relu "
+    "relu_ sigmoid silu softmax sub sub_ tanh to type_as __add__ __radd__ __iadd__ __mul__ __rmul__ __imul__ __neg__ "
+    "__sub__ __rsub__ __truediv__ masked_fill rsqrt pow square softplus log_softmax"
+)
 ROWWISE = {
     getattr(owner, name)
     for owner in (_T, torch, torch.nn.functional)
-    for name in _ROWWISE_NAMES
+    for name in _ROWWISE_NAMES.split()
     if hasattr(owner, name)
 }

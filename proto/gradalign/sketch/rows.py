@@ -10,11 +10,23 @@ import torch
 from torch import Tensor
 
 from gradalign.errors import SketchError
-from gradalign.sketch.moves import DESTINATION, MOVES, ROWWISE, UNKNOWN, flat, keeps_order
+from gradalign.sketch.moves import (
+    DESTINATION,
+    JOINS,
+    MOVES,
+    ROWWISE,
+    UNKNOWN,
+    flat,
+    joined,
+    keeps_order,
+    rearranges,
+)
 
 __all__ = ["Groups", "ProblemRows"]
 
 _TAG = "_gradalign_rows"
+# On a tag: the rows are those of the batch, all of them, with axes moved or repeated (heads in front of tokens).
+_REARRANGED = "_gradalign_rearranged"
 
 
 @dataclass(frozen=True)
@@ -164,13 +176,15 @@ class ProblemRows:
         """Tag the result of an operation where its rows do not lie as the batch's do."""
         if func in DESTINATION:
             tag = getattr(args[0], _TAG, None)
+        elif func in JOINS:
+            tag = self._joined(*args, result=result, **kwargs)
         elif func in MOVES and args and isinstance(args[0], Tensor):
             tag = self._moved(func, args[0], args, kwargs, result)
         else:
             tags = [t for a in flat(args) if (t := getattr(a, _TAG, None)) is not None]
             if not tags:
                 return
-            tag = tags[0] if func in ROWWISE else UNKNOWN
+            tag = tags[0] if func in ROWWISE else self._mixed(tags, result)
         for out in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(out, Tensor) and out.is_floating_point():
                 self._put(out, tag)
@@ -182,27 +196,73 @@ class ProblemRows:
     def _put(self, out: Tensor, tag: Any) -> None:
         if isinstance(tag, Tensor) and tuple(out.shape[: tag.ndim]) != tuple(tag.shape):
             tag = UNKNOWN
-        if tag is self._index or (
-            isinstance(tag, Tensor) and tag.shape == self._index.shape and torch.equal(tag, self._index)
-        ):
+        if tag is self._index:
             tag = None
         if tag is not None or hasattr(out, _TAG):
             setattr(out, _TAG, tag)
 
     def _moved(self, func: Any, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
         tag = getattr(source, _TAG, None)
-        if tag is UNKNOWN or not isinstance(result, Tensor):
+        if tag is UNKNOWN:
             return tag
-        if tag is None:
-            if keeps_order(func):
-                return None
-            tag = self._base_tag(source)
-            if tag is None:
-                return None
+        if tag is None and keeps_order(func) and self._recognised(result):
+            return None
+        before = self._base_tag(source) if tag is None else tag
+        if before is None:
+            return None
         try:
-            return MOVES[func](tag, source, result, *args[1:], **kwargs)
+            after = MOVES[func](before, source, result, *args[1:], **kwargs)
         except (TypeError, ValueError, IndexError, RuntimeError):
             return UNKNOWN
+        if after is before:
+            return tag
+        after = self._plain(after)
+        if isinstance(after, Tensor) and (tag is None or hasattr(tag, _REARRANGED)):
+            after = after.view_as(after)  # so that a mark is on this tag alone
+            if rearranges(func, source, result) and after.numel() >= before.numel():
+                setattr(after, _REARRANGED, True)
+        return after
+
+    def _plain(self, tag: Any) -> Any:
+        """None for a tag that says the rows lie as the batch's do."""
+        index = self._index
+        if not isinstance(tag, Tensor) or tag.ndim == 0:
+            return tag
+        if (tag.shape, tag.stride(), tag.data_ptr()) == (index.shape, index.stride(), index.data_ptr()):
+            return None
+        if self.leads(tag.shape):
+            return None if bool((tag == index.reshape(*index.shape, *(1,) * (tag.ndim - index.ndim))).all()) else tag
+        known = tag.numel() == index.numel() if index.ndim == 2 else len(tag) in [len(index) * n for n in self._lengths]
+        if tag.ndim > 1 or not known:
+            return tag
+        return None if torch.equal(tag, index.flatten().repeat_interleave(len(tag) // index.numel())) else tag
+
+    def _mixed(self, tags: list[Any], result: Any) -> Any:
+        """The tag after an operation that is not known to keep rows apart, such as attention.
+
+        Where axes had only moved, as in front of an attention, the result is taken for one by its shape; unless that
+        could be mistaken for the batch's.
+        """
+        if not all(hasattr(t, _REARRANGED) for t in tags):
+            return UNKNOWN
+        return UNKNOWN if any(self._recognised(out) for out in flat([result])) else None
+
+    def _recognised(self, out: Any) -> bool:
+        """Whether a result would be taken for one in the order of the batch."""
+        return isinstance(out, Tensor) and out.ndim > 0 and self._of_shape(out, 1 if out.ndim > 1 else 0) is not None
+
+    def _joined(self, tensors: Any, dim: int = 0, *, result: Tensor) -> Any:
+        tensors = [t for t in tensors if t.numel()]  # a cache that holds nothing yet
+        tags = [getattr(t, _TAG, None) for t in tensors]
+        if any(tag is UNKNOWN for tag in tags):
+            return UNKNOWN
+        if all(t is None for t in tags) and dim % result.ndim >= self._index.ndim:
+            return None
+        known = [self._base_tag(t) if tag is None else tag for t, tag in zip(tensors, tags, strict=True)]
+        found = [t for t in known if t is not None]
+        if len(found) < len(known):
+            return None if all(t is None for t in tags) else UNKNOWN
+        return self._plain(joined(found, result, dim))
 
     def _base_tag(self, source: Tensor) -> Tensor | None:
         if not source.is_floating_point() or source.ndim == 0:

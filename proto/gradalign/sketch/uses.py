@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +20,7 @@ from torch.autograd import Function
 
 from gradalign.sketch.rows import Groups
 
-__all__ = ["Broadcast", "Lookup", "Product", "Recorder", "Tap", "Trap"]
+__all__ = ["Broadcast", "Convolution", "Lookup", "Product", "Recorder", "Tap", "Trap"]
 
 
 class Recorder(Protocol):
@@ -145,3 +146,39 @@ class Broadcast(Function):
         whole = (lambda: sums.sum(0).reshape(shape)) if groups.complete else (lambda: each.sum_to_size(shape))
         total = recorder.dense(sums.reshape(-1, *shape), whole)
         return total, None, None, None, None
+
+
+class Convolution(Function):
+    """`convolve(x, weight, **options)`, x [B, I, ...], for one of torch's convolutions."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, recorder: Recorder, groups: Groups, convolve: Any, options: dict[str, Any]
+    ) -> Tensor:
+        """The convolution."""
+        ctx.save_for_backward(x, weight)
+        ctx.rest = recorder, groups, convolve, options
+        result: Tensor = convolve(x, weight, **options)
+        return result
+
+    @staticmethod
+    @_unseen
+    def backward(ctx: Any, gradient: Tensor, x: Tensor, weight: Tensor) -> Any:
+        """The gradients of x and of the weight: torch's own, of the rows of one problem at a time."""
+        recorder, groups, convolve, options = ctx.rest
+
+        def by(x: Tensor, gradient: Tensor, *, weights: bool) -> Tensor:
+            with torch.enable_grad():
+                leaves = x.detach().requires_grad_(not weights), weight.detach().requires_grad_(weights)
+                out = convolve(*leaves, **options)
+            found: Tensor = torch.autograd.grad(out, leaves[weights], gradient)[0]
+            return found
+
+        xs, outs = groups.sort(x), groups.sort(gradient)
+        each = [
+            by(xs[a:b], outs[a:b], weights=True) if b > a else torch.zeros_like(weight)
+            for a, b in pairwise(groups.bounds)
+        ]
+        to_weight = recorder.dense(torch.stack(each), lambda: by(x, gradient, weights=True))
+        to_x = by(x, gradient, weights=False) if ctx.needs_input_grad[0] else None
+        return to_x, to_weight, None, None, None, None
