@@ -97,8 +97,9 @@ def arithmetic_reward(problem: Problem, completion: str) -> float:
 def _slip(a: int, skill: str, b: int, rng: random.Random) -> str:
     """A wrong answer of the kind people give; now and then it is right by luck."""
     if skill == "+":
-        if rng.random() < FORGOTTEN_CARRY_SHARE:
-            return str(_forget_carry(a, b))
+        forgotten = _forget_carry(a, b)
+        if forgotten != a + b and rng.random() < FORGOTTEN_CARRY_SHARE:
+            return str(forgotten)
         return str((a + b) // 10 * 10 + rng.randrange(10))
     slips: Mapping[str, Callable[[], str]] = {
         "-": lambda: str(_forget_borrow(a, b)),
@@ -137,11 +138,11 @@ REGIMES: Mapping[str, str] = {
     "imbalance": "92% of the pool is off-target",
 }
 OFF_TARGET_SHARE = 0.92
-RIVAL = "C"  # three of eight off-target problems: what makes a carry worth forgetting
+RIVAL = "C"  # half of the off-target problems: what makes a carry worth forgetting
 INVERTED_SHARE = 0.5
 
 
-def make_world(regime: str, *, seed: int, pool: int = 4096, validation: int = 32, heldout: int = 512) -> World:
+def make_world(regime: str, *, seed: int, pool: int = 4096, validation: int = 64, heldout: int = 512) -> World:
     """Draw the problems of a run.
 
     Args:
@@ -164,7 +165,7 @@ def make_world(regime: str, *, seed: int, pool: int = 4096, validation: int = 32
     rng = random.Random(f"arithmetic/{seed}")
     pairs = [divmod(index, 100) for index in rng.sample(range(10_000), pool + validation + heldout)]
     asked, trusted, judged = pairs[:pool], pairs[pool : pool + validation], pairs[pool + validation :]
-    off_target = [*(skill for skill in SKILLS if skill != TARGET), RIVAL, RIVAL]
+    off_target = [*(skill for skill in SKILLS if skill != TARGET), RIVAL, RIVAL, RIVAL, RIVAL]
 
     def candidate(a: int, b: int) -> Problem:
         lies = regime == "inverted" and rng.random() < INVERTED_SHARE

@@ -6,28 +6,22 @@ It stands in for a pretrained model: it knows the form of every answer and often
 from __future__ import annotations
 
 import hashlib
-import os
 import random
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from gradalign_trainer.arithmetic import CHARACTERS, SKILLS, TARGET, noisy_answer
+from gradalign_trainer.supervised import padded_batch, save_once, train_supervised
 from gradalign_trainer.tinymodel import character_tokenizer, tiny_model
 
 __all__ = ["BaseTraining", "base_model", "train_base"]
 
-PROMPT_TOKENS = 6
-LONGEST_ANSWER = 4
 CORPUS_SKILLS = [*SKILLS, TARGET, TARGET, TARGET]  # 4 in 10 are of the target skill
-RECIPE = 1  # raise it when the corpus or the training changes, so that cached models are not mistaken for it
+RECIPE = 2  # raise it when the corpus or the training changes, so that cached models are not mistaken for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +42,19 @@ class BaseTraining:
 
 
 def _corpus_batch(size: int, tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> tuple[Tensor, Tensor]:
-    """Token ids and targets, int64 [size, tokens]; targets are -100 on the prompt and the padding."""
-    texts, answers = [], []
+    """Token ids and targets, int64 [size, tokens]."""
+    vocabulary, end = tokenizer.get_vocab(), int(tokenizer.eos_token_id)
+    rows = []
     for _ in range(size):
         a, b, skill = rng.randrange(100), rng.randrange(100), rng.choice(CORPUS_SKILLS)
-        texts.append(f"{a:02d}{skill}{b:02d}=")
-        answers.append(noisy_answer(a, skill, b, rng))
-    vocabulary = tokenizer.get_vocab()
-    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    rows = [
-        [*(vocabulary[c] for c in text + answer), end] + [pad] * (LONGEST_ANSWER - len(answer))
-        for text, answer in zip(texts, answers, strict=True)
-    ]
-    ids = torch.tensor(rows)
-    targets = ids.masked_fill(ids == pad, -100)
-    targets[:, :PROMPT_TOKENS] = -100
-    return ids, targets
+        prompt, answer = f"{a:02d}{skill}{b:02d}=", noisy_answer(a, skill, b, rng)
+        rows.append(([vocabulary[c] for c in prompt], [*(vocabulary[c] for c in answer), end]))
+    return padded_batch(rows, int(tokenizer.pad_token_id))
 
 
 def train_base(
-    settings: BaseTraining, progress: Callable[[int], None] | None = None
+    settings: BaseTraining,
+    progress: Callable[[int], None] = lambda done: None,  # noqa: ARG005
 ) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
     """Train the base model from scratch; the same settings give the same weights.
 
@@ -76,29 +63,22 @@ def train_base(
         progress: called after each step with the steps done.
     """
     tokenizer = character_tokenizer(CHARACTERS)
-    model = tiny_model(tokenizer, seed=settings.seed, positions=64).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate)
-    half = settings.steps / 2
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, 1.0 - 0.9 * (step - half) / half) if half else 1.0
-    )
+    model = tiny_model(tokenizer, seed=settings.seed, positions=64)
     rng = random.Random(f"base/{settings.seed}")
-    for step in range(settings.steps):
-        ids, targets = _corpus_batch(settings.batch, tokenizer, rng)
-        logits = model(input_ids=ids, use_cache=False).logits
-        loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        if progress is not None:
-            progress(step + 1)
-    return model.eval(), tokenizer
+    train_supervised(
+        model,
+        lambda: _corpus_batch(settings.batch, tokenizer, rng),
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        progress=progress,
+    )
+    return model, tokenizer
 
 
 def base_model(
-    cache: Path, settings: BaseTraining | None = None, progress: Callable[[int], None] | None = None
+    cache: Path,
+    settings: BaseTraining | None = None,
+    progress: Callable[[int], None] = lambda done: None,  # noqa: ARG005
 ) -> Path:
     """The folder of a base model in Hugging Face form, trained first if the cache has none of these settings.
 
@@ -112,16 +92,4 @@ def base_model(
     folder = cache / f"arithmetic-base-{digest}"
     if folder.is_dir():
         return folder
-    model, tokenizer = train_base(settings, progress)
-    cache.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".base-", dir=cache))
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    try:
-        os.replace(temporary, folder)
-    except OSError:
-        # Another process was first with the same settings, hence the same weights.
-        shutil.rmtree(temporary)
-        if not folder.is_dir():
-            raise
-    return folder
+    return save_once(folder, *train_base(settings, progress))

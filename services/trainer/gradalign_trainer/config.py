@@ -108,6 +108,8 @@ class TrainConfig:
         validation_rollouts: rollouts per validation problem.
         refresh_every: rounds between validation gradients.
         aggregation: of validation sketches: `pooled`, `mean` or `normalized`.
+        exact_alignments: keep the full validation gradient and take exact products with it, so that alignments have no
+            error of projection; memory of one more gradient, and not with `normalized`.
         dim: buckets of a sketch.
         projection_seed: of the sketch; runs that share it and `dim` have comparable sketches.
         rounds: selection cycles.
@@ -163,6 +165,7 @@ class TrainConfig:
     validation_rollouts: int = field(default=12, metadata=limits(low=2))
     refresh_every: int = field(default=1, metadata=_COUNT)
     aggregation: str = field(default="pooled", metadata=limits(choices=AGGREGATIONS))
+    exact_alignments: bool = False
     dim: int = field(default=8192, metadata=limits(low=1, high=MAX_DIM))
     projection_seed: int = field(default=0, metadata=_SEED)
     rounds: int = field(default=15, metadata=_COUNT)
@@ -278,6 +281,11 @@ def _clashes(config: TrainConfig) -> list[str]:
         faults.append(
             f'evaluation = "exact" counts the probability of one exact string, which reward {config.reward!r} does not '
             'reward alone. Set evaluation = "sampled".'
+        )
+    if config.exact_alignments and config.aggregation == "normalized":
+        faults.append(
+            'exact_alignments = true needs the validation gradient as one sum, which aggregation = "normalized" does not '
+            'give. Set aggregation = "pooled" or "mean".'
         )
     if config.model == "tiny-bytes" and config.warm_start is not None and config.warm_start_steps == 0:
         faults.append("model.warm_start is given and model.warm_start_steps is 0; expected at least 1 step, 300 say.")

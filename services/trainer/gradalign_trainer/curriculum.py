@@ -1,7 +1,7 @@
 """Which problems to train on next: the scorer's choice, or a random one where the scorer is away.
 
 Fail-open: the trainer never stops for the scorer. When it stays away past the client's retries, the round goes on with
-a random choice, says so and counts it; the scorer is then asked once a round, without retries, until it is back. A
+a random choice, says so and counts it; the scorer is then asked once a round, briefly, until it is back. A
 request that the scorer refuses is a fault of the setup and is raised, with one exception: a missing validation
 gradient (the store was lost, say) means that the caller has to refresh it.
 """
@@ -17,13 +17,14 @@ from typing import TypeVar
 from torch import Tensor
 
 from gradalign import Client
-from gradalign.errors import NotFound, UnavailableError, ValidationMissing
+from gradalign.errors import NotFound, UnavailableError, ValidationMismatch, ValidationMissing
 from gradalign.projection import Projection
 from gradalign.replies import Ranking, RefreshReply
 
 __all__ = ["Choice", "Curriculum", "Measured", "ScorerAddress"]
 
 T = TypeVar("T")
+PROBE_TIMEOUT = 5.0  # seconds; a scorer that hangs must not cost every round its full time limit
 logger = logging.getLogger(__name__)
 
 
@@ -45,15 +46,15 @@ class ScorerAddress:
     retries: int = 5
     epoch: int = 0
 
-    def connect(self, run_id: str, *, retries: int | None = None) -> Client:
-        """A client of one run."""
+    def connect(self, run_id: str, *, probing: bool = False) -> Client:
+        """A client of one run; a probing one tries once and does not wait long."""
         return Client(
             self.url,
             run_id=run_id,
             api_key=self.api_key,
             epoch=self.epoch,
-            timeout=self.timeout,
-            retries=self.retries if retries is None else retries,
+            timeout=min(self.timeout, PROBE_TIMEOUT) if probing else self.timeout,
+            retries=0 if probing else self.retries,
         )
 
 
@@ -64,18 +65,22 @@ class Measured:
     Attributes:
         problem_ids: distinct ids, P of them.
         sketches: float32 [P, dim], on the CPU.
-        norms: exact gradient norms.
         tokens: completion tokens of the group.
         rollouts: group sizes.
         pass_rates: mean rewards, clipped to [0, 1].
+        norms: exact gradient norms; None where they were not taken.
+        dots: exact products with the unit validation gradient; None where they were not taken.
+        dots_version: the validation version of `dots`.
     """
 
     problem_ids: Sequence[str]
     sketches: Tensor
-    norms: Sequence[float]
     tokens: Sequence[int]
     rollouts: Sequence[int]
     pass_rates: Sequence[float]
+    norms: Sequence[float] | None = None
+    dots: Sequence[float] | None = None
+    dots_version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +123,7 @@ class Curriculum:
         seed: int,
     ) -> None:
         self._client = scorer.connect(run_id) if scorer else None
-        self._probe = scorer.connect(run_id, retries=0) if scorer else None
+        self._probe = scorer.connect(run_id, probing=True) if scorer else None
         self._url = scorer.url if scorer else ""
         self._strategy = strategy
         self._aggregation = aggregation
@@ -149,7 +154,18 @@ class Curriculum:
         return self.adaptive and not self._away
 
     def refresh_validation(self, measured: Measured, *, policy_version: int) -> RefreshReply | None:
-        """Replace the validation gradient; None where the scorer is away."""
+        """Replace the validation gradient; None where the scorer is away, or no validation problem has a signal.
+
+        Without a signal the gradient that the scorer holds, if any, stays.
+        """
+        if not measured.sketches.any():
+            logger.warning(
+                "None of the %d validation problems has a signal at policy version %d: every rollout of each got the same "
+                "reward. Take more rollouts (validation_rollouts), or problems that the policy solves sometimes.",
+                len(measured.problem_ids),
+                policy_version,
+            )
+            return None
         reply = self._attempt(
             "refresh_validation",
             lambda client: client.refresh_validation(
@@ -157,7 +173,6 @@ class Curriculum:
                 measured.sketches,
                 policy_version=policy_version,
                 projection=self._projection,
-                norms=measured.norms,
                 tokens=measured.tokens,
                 rollouts=measured.rollouts,
                 aggregation=self._aggregation,
@@ -181,6 +196,8 @@ class Curriculum:
                     policy_version=policy_version,
                     projection=self._projection,
                     norms=measured.norms,
+                    dots=measured.dots,
+                    dots_version=measured.dots_version,
                     tokens=measured.tokens,
                     rollouts=measured.rollouts,
                     pass_rates=measured.pass_rates,
@@ -188,10 +205,8 @@ class Curriculum:
                     select=count,
                 ),
             )
-        except ValidationMissing:
-            logger.warning(
-                "The scorer at %s holds no validation gradient of this run; it will be refreshed.", self._url
-            )
+        except (ValidationMissing, ValidationMismatch) as error:
+            logger.warning("The validation gradient will be refreshed: %s", error)
             self.needs_validation, ranking = True, None
         if ranking is None:
             return self.choose_at_random(measured.problem_ids, count, round_number=round_number)
@@ -204,11 +219,9 @@ class Curriculum:
         rng = random.Random(f"choice/{self._seed}/{round_number}")
         if self.adaptive:
             self.fallbacks += 1
+            why = f"the scorer at {self._url} is away" if self._away else "there is no validation gradient"
             logger.warning(
-                "Round %d chooses at random: the scorer at %s gave no ranking (%d such rounds so far).",
-                round_number,
-                self._url,
-                self.fallbacks,
+                "Round %d chooses at random: %s (%d such choices so far).", round_number + 1, why, self.fallbacks
             )
         return Choice(
             selected=rng.sample(list(problem_ids), min(count, len(problem_ids))),

@@ -24,9 +24,10 @@ from gradalign_trainer.checkpoint import RunState, latest_checkpoint, load_optim
 from gradalign_trainer.config import TrainConfig
 from gradalign_trainer.curriculum import Choice, Curriculum, ScorerAddress
 from gradalign_trainer.evaluation import exact_pass_rates, sampled_pass_rates
-from gradalign_trainer.policy import Policy, ScoredRollouts
+from gradalign_trainer.policy import Policy
 from gradalign_trainer.problems import Problem
 from gradalign_trainer.records import Observer, RoundReport, RunData, RunResult
+from gradalign_trainer.rollouts import ScoredRollouts
 
 __all__ = ["train"]
 
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 class _Silent:
     def stage(self, name: str, total: int) -> None: ...
 
-    def advance(self) -> None: ...
+    def advance(self, amount: int = 1) -> None: ...
 
     def report(self, report: RoundReport) -> None: ...
 
@@ -191,8 +192,10 @@ class _Run:
         if curriculum.needs_validation or self.round_number % self.config.refresh_every == 0:
             self.observer.stage("validation", len(self.validation))
             scored = self._rollouts(self.validation, self.config.validation_rollouts, "validation", 0)
-            measured = self.policy.measure(scored, self.observer.advance)
-            curriculum.refresh_validation(measured, policy_version=self.policy.version)
+            measured = self.policy.measure_validation(scored, self.observer.advance)
+            reply = curriculum.refresh_validation(measured, policy_version=self.policy.version)
+            if reply is not None:
+                self.policy.keep_validation(reply.validation_version)
         return not curriculum.needs_validation
 
     def _rollouts(self, problems: Sequence[Problem], group_size: int, purpose: str, step: int) -> ScoredRollouts:

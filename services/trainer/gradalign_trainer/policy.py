@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +14,14 @@ from torch import Tensor
 from gradalign.sketch import Sketcher
 from gradalign_trainer.config import TrainConfig
 from gradalign_trainer.curriculum import Measured
-from gradalign_trainer.generation import RolloutBatch, Sampling, generate
+from gradalign_trainer.generation import Sampling, generate
+from gradalign_trainer.gradients import GradientMeter, ProblemSketches
 from gradalign_trainer.grpo import advantages, problem_losses
 from gradalign_trainer.models import load_policy, pick_device
 from gradalign_trainer.problems import Problem, Reward
+from gradalign_trainer.rollouts import ScoredRollouts
 
-__all__ = ["Policy", "ScoredRollouts", "keyed_seed"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["Policy", "ValidationGradient", "keyed_seed"]
 
 
 def keyed_seed(*key: object) -> int:
@@ -32,20 +30,16 @@ def keyed_seed(*key: object) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredRollouts:
-    """Rollout groups with their rewards; row p everywhere is problem p.
+class ValidationGradient:
+    """The full validation gradient, up to its length.
 
     Attributes:
-        problems: P problems.
-        rollouts: G completions of each.
-        rewards: float32 [P, G].
-        advantages: float32 [P, G].
+        version: the scorer's validation version of it.
+        gradient: by canonical parameter name.
     """
 
-    problems: Sequence[Problem]
-    rollouts: RolloutBatch
-    rewards: Tensor
-    advantages: Tensor
+    version: int
+    gradient: Mapping[str, Tensor]
 
 
 class Policy:
@@ -54,7 +48,7 @@ class Policy:
     Args:
         config: of the run.
         source: folder or hub id of the model.
-        training: state dicts of optimizer and scheduler to go on from.
+        training: what `training_state` gave, to go on from.
         version: optimizer steps behind it.
     """
 
@@ -64,7 +58,9 @@ class Policy:
         self.config = config
         self.device = pick_device(config.device)
         self.model, self.tokenizer = load_policy(source, device=self.device, dtype=config.dtype)
-        self.sketcher = Sketcher(self.model, dim=config.dim, seed=config.seed)
+        self.sketcher = Sketcher(self.model, dim=config.dim, seed=config.projection_seed)
+        self._meter = GradientMeter(self.model, self.sketcher, config.problems_per_backward)
+        self.validation: ValidationGradient | None = None
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate)
         warmup = max(config.warmup_steps, 1)
@@ -73,10 +69,19 @@ class Policy:
         if training is not None:
             self.optimizer.load_state_dict(training["optimizer"])
             self.scheduler.load_state_dict(training["scheduler"])
+            if training["validation"] is not None:
+                version_kept, gradient = training["validation"]
+                kept = {name: part.to(self.device) for name, part in gradient.items()}
+                self.validation = ValidationGradient(version_kept, kept)
 
     def training_state(self) -> dict[str, Any]:
-        """State dicts of optimizer and scheduler, as the constructor takes them back."""
-        return {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+        """State of optimizer, scheduler and validation gradient, as the constructor takes it back."""
+        kept = self.validation
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "validation": None if kept is None else (kept.version, dict(kept.gradient)),
+        }
 
     def generator(self, *key: object) -> torch.Generator:
         """A random generator on the policy's device, from the run's seed and a key."""
@@ -98,49 +103,45 @@ class Policy:
         table = torch.tensor(rewards, dtype=torch.float32, device=self.device).view(len(problems), group_size)
         return ScoredRollouts(problems, rollouts, table, advantages(table, normalize=self.config.normalize_advantages))
 
-    def measure(self, scored: ScoredRollouts, advance: Callable[[], None] | None = None) -> Measured:
-        """The gradient of every problem, as a sketch; nothing is updated.
-
-        Problems whose rewards are all equal have gradient zero, and cost nothing. One whose gradient is not finite
-        counts as zero too, with a warning: it must not stop the run.
+    def measure(
+        self,
+        scored: ScoredRollouts,
+        advance: Callable[[int], None] = lambda problems: None,  # noqa: ARG005
+    ) -> Measured:
+        """The gradients of candidates, exact products with the validation gradient included where one is kept.
 
         Args:
             scored: rollouts at the present weights.
-            advance: called after each problem.
+            advance: told how many problems more are done.
         """
-        sketches, norms = [], []
-        for index in range(len(scored.problems)):
-            sketch, norm = self._gradient(scored, index)
-            sketches.append(sketch)
-            norms.append(norm)
-            if advance is not None:
-                advance()
-        self.optimizer.zero_grad(set_to_none=True)
-        return Measured(
-            problem_ids=[problem.problem_id for problem in scored.problems],
-            sketches=torch.stack(sketches),
-            norms=norms,
-            tokens=scored.rollouts.tokens.tolist(),
-            rollouts=[scored.rollouts.group_size] * len(norms),
-            pass_rates=scored.rewards.mean(dim=1).clamp(0, 1).tolist(),
-        )
+        kept = self.validation
+        sketched = self._meter.measure(scored, against=None if kept is None else kept.gradient, advance=advance)
+        return _measured(scored, sketched, None if kept is None else kept.version)
 
-    def _gradient(self, scored: ScoredRollouts, index: int) -> tuple[Tensor, float]:
-        """Sketch, float32 [dim] on the CPU, and exact norm of one problem's gradient."""
-        nothing = torch.zeros(self.config.dim), 0.0
-        if not scored.advantages[index].any():
-            return nothing
+    def measure_validation(
+        self,
+        scored: ScoredRollouts,
+        advance: Callable[[int], None] = lambda problems: None,  # noqa: ARG005
+    ) -> Measured:
+        """The gradients of validation problems; with `exact_alignments` `.grad` holds their sum, for `keep_validation`.
+
+        Args:
+            scored: rollouts at the present weights.
+            advance: told how many problems more are done.
+        """
+        shares = None
+        if self.config.exact_alignments:
+            pooled = self.config.aggregation == "pooled"
+            shares = scored.rollouts.tokens.float() if pooled else torch.ones(len(scored.problems))
+        return _measured(scored, self._meter.measure(scored, shares=shares, advance=advance), None)
+
+    def keep_validation(self, version: int) -> None:
+        """Keep the gradient that `measure_validation` left as the validation gradient of a version."""
+        if self.config.exact_alignments:
+            gradient = self.sketcher.gradients()
+            signal = any(bool(part.any()) for part in gradient.values())
+            self.validation = ValidationGradient(version, gradient) if signal else None
         self.optimizer.zero_grad(set_to_none=True)
-        group = scored.rollouts.groups([index])
-        problem_losses(self.model, group, scored.advantages[index : index + 1]).sum().backward()
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
-        if not math.isfinite(norm):
-            logger.warning(
-                "Problem %s counts as no signal: its gradient is inf or NaN.", scored.problems[index].problem_id
-            )
-            return nothing
-        return self.sketcher.from_grads().cpu(), norm
 
     def update(self, scored: ScoredRollouts, weights: Mapping[str, float] | None = None) -> float:
         """One optimizer step on the mean of the problems' losses, each times its weight; the norm of the gradient.
@@ -162,3 +163,17 @@ class Policy:
         self.scheduler.step()
         self.version += 1
         return norm
+
+
+def _measured(scored: ScoredRollouts, sketched: ProblemSketches, dots_version: int | None) -> Measured:
+    group_size = scored.rollouts.group_size
+    return Measured(
+        problem_ids=[problem.problem_id for problem in scored.problems],
+        sketches=sketched.sketches,
+        tokens=scored.rollouts.tokens.tolist(),
+        rollouts=[group_size] * len(scored.problems),
+        pass_rates=scored.rewards.mean(dim=1).clamp(0, 1).tolist(),
+        norms=None if sketched.norms is None else sketched.norms.tolist(),
+        dots=None if sketched.dots is None else sketched.dots.tolist(),
+        dots_version=dots_version,
+    )

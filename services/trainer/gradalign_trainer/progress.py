@@ -113,9 +113,9 @@ class RunProgress:
         """A stage of the round begins."""
         self._bars.reset(self._stage, total=total, description=f"  {name}")
 
-    def advance(self) -> None:
-        """One more of the stage is done."""
-        self._bars.advance(self._stage)
+    def advance(self, amount: int = 1) -> None:
+        """So many more of the stage are done."""
+        self._bars.advance(self._stage, amount)
 
     def report(self, report: RoundReport) -> None:
         """A round is over."""
@@ -152,10 +152,10 @@ class Together:
         for observer in self._observers:
             observer.stage(name, total)
 
-    def advance(self) -> None:
-        """One more of the stage is done."""
+    def advance(self, amount: int = 1) -> None:
+        """So many more of the stage are done."""
         for observer in self._observers:
-            observer.advance()
+            observer.advance(amount)
 
     def report(self, report: RoundReport) -> None:
         """A round is over."""

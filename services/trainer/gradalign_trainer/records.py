@@ -67,8 +67,8 @@ class Observer(Protocol):
     def stage(self, name: str, total: int) -> None:
         """A stage of the round begins, of so many problems or updates."""
 
-    def advance(self) -> None:
-        """One more of the stage is done."""
+    def advance(self, amount: int = 1) -> None:
+        """So many more of the stage are done."""
 
     def report(self, report: RoundReport) -> None:
         """A round is over."""
