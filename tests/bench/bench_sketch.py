@@ -1,6 +1,6 @@
 """What sketches cost: ratios measured side by side in one process, each the best of interleaved repetitions.
 
-    python tests/bench/bench_sketch.py [--threads N] [--repeats N] [--only from_grads tiny large]
+    python tests/bench/bench_sketch.py [--threads N] [--repeats N] [--only factors from_grads tiny large]
 
 Rows: `from_grads()` against `torch.add` over the same gradients; capture against a plain forward and backward of the same
 batch, with `.grad` kept, on the demo's tiny model and on one of 25 million parameters; and one backward a problem.
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from gradalign.sketch import Sketcher
+from gradalign.sketch import Sketcher, accumulate, factors
+from gradalign.sketch.rows import Groups
+from gradalign.sketch.tables import HashTable
 
 
 def best(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -128,7 +130,28 @@ def bench_large(repeats: int) -> None:
         report(title, best(runs, repeats), "plain forward + backward")
 
 
-BENCHES = {"from_grads": bench_from_grads, "tiny": bench_tiny, "large": bench_large}
+def bench_factors(repeats: int) -> None:
+    """One layer's outer products, 4 problems: formed and read, or by the transforms of their factors; the rule's choice."""
+    problems, dim, cpu = 4, 8192, torch.device("cpu")
+    for rows, cols in ((896, 896), (4864, 896), (2048, 2048), (32000, 896)):
+        for terms in (4, 16, 64, 256):
+            left, right = torch.randn(problems * terms, rows), torch.randn(problems * terms, cols)
+            table = HashTable.of("w", (rows, cols), dim=dim, seed=0, device=cpu, dtype=torch.float32)
+            groups = Groups.of(torch.arange(problems).repeat_interleave(terms), problems)
+
+            def by(way: bool, left: Tensor = left, right: Tensor = right, table: HashTable = table) -> None:
+                accumulate.cheaper = lambda *_: way
+                target = accumulate.Accumulator(problems, dim, dtype=torch.float32, device=cpu, table=lambda _: table)
+                target.outer(("w", 0, len(table.rows)), left, right, groups, total=True)
+
+            runs = {"formed and read": lambda: by(False), "by the factors": lambda: by(True)}
+            choice = factors.cheaper(table, groups.bounds)
+            title = f"{rows} x {cols}, {terms} tokens a problem (the rule: {'factors' if choice else 'formed'})"
+            report(title, best(runs, repeats), "formed and read")
+    accumulate.cheaper = factors.cheaper
+
+
+BENCHES = {"factors": bench_factors, "from_grads": bench_from_grads, "tiny": bench_tiny, "large": bench_large}
 
 
 def main() -> None:

@@ -11,7 +11,8 @@ from torch import nn
 
 from gradalign import SketchError
 from gradalign.countsketch import sketch_gradients
-from gradalign.sketch import Sketcher, compiled
+from gradalign.sketch import Sketcher, accumulate, compiled, factors
+from gradalign.sketch.tables import HashTable
 
 VOCABULARY, ROWS, LENGTH = 23, 7, 9
 SMALL = {
@@ -193,6 +194,29 @@ def test_any_grouping_of_rows(batch):
 def test_without_numba(monkeypatch):
     monkeypatch.setattr(compiled, "available", lambda: False)
     check(build("gemma"), BATCHES["ragged, out of order"])
+
+
+@pytest.mark.parametrize("way", ["compiled", "torch"])
+@pytest.mark.parametrize("dim", [1, 2, 37, 256])
+def test_by_the_factors(way, dim, monkeypatch):
+    """No layer formed: the sketches of the factors, convolved."""
+    monkeypatch.setattr(accumulate, "cheaper", lambda *_: True)
+    monkeypatch.setattr(factors, "_CHUNK", 300)
+    if way == "torch":
+        monkeypatch.setattr(compiled, "available", lambda: False)
+    check(build("gpt2"), BATCHES["rows of no problem"], dim=dim)
+    check(build("qwen2"), BATCHES["packed"], dim=dim)
+
+
+def test_which_way_is_cheaper():
+    def ways(rows, cols, terms, *, dim=8192):
+        table = HashTable.of("w", (rows, cols), dim=dim, seed=0, device=torch.device("cpu"), dtype=torch.float32)
+        return factors.cheaper(table, [0, terms])
+
+    assert [ways(1024, 1024, n) for n in (4, 512)] == [True, False]
+    assert [ways(32000, 64, n) for n in (4, 512)] == [True, False]
+    assert not ways(64, 64, 1)
+    assert not ways(1024, 1024, 4, dim=131072)
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "gemma2", "gpt2"])

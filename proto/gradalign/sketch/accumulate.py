@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradalign.sketch import compiled
 from gradalign.sketch.exact import Exact, Piece, Place
+from gradalign.sketch.factors import add_factors, cheaper
 from gradalign.sketch.rows import Groups
 from gradalign.sketch.tables import HashTable
 
@@ -71,8 +72,12 @@ class Accumulator:
             The sum over all rows, [R, C], or None.
         """
         left, right = self.factor(groups.sort(left)), self.factor(groups.sort(right))
+        table = self._block(place)
+        if self._exact is None and cheaper(table, groups.bounds):
+            add_factors(self._wide[:, : table.dim], left, right, table, groups.bounds)
+            return left.t() @ right if total else None
         whole = left.new_zeros(left.shape[1], right.shape[1]) if total else None
-        work = _Work(self._block(place), whole, self._partner(place, left))
+        work = _Work(table, whole, self._partner(place, left))
         if left.shape[1] * right.shape[1] * 2 > _CHUNK:
             self._large(left, right, groups, work)
         else:
