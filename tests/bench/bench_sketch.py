@@ -130,24 +130,32 @@ def bench_large(repeats: int) -> None:
         report(title, best(runs, repeats), "plain forward + backward")
 
 
-def bench_factors(repeats: int) -> None:
-    """One layer's outer products, 4 problems: formed and read, or by the transforms of their factors; the rule's choice."""
+def layer_of(rows: int, cols: int, terms: int) -> Callable[[bool], None]:
+    """The sketches of 4 problems' outer products in one layer, `.grad` kept, by the factors or not."""
     problems, dim, cpu = 4, 8192, torch.device("cpu")
+    left, right = torch.randn(problems * terms, rows), torch.randn(problems * terms, cols)
+    table = HashTable.of("w", (rows, cols), dim=dim, seed=0, device=cpu, dtype=torch.float32)
+    groups = Groups.of(torch.arange(problems).repeat_interleave(terms), problems)
+
+    def run(by_factors: bool) -> None:
+        accumulate.cheaper = lambda *_: by_factors
+        target = accumulate.Accumulator(problems, dim, dtype=torch.float32, device=cpu, table=lambda _: table)
+        target.outer(("w", 0, rows), left, right, groups, total=True)
+
+    rule = factors.cheaper(table, groups.bounds)
+    print(f"\n{rows} x {cols}, {terms} tokens a problem; the rule: {'by the factors' if rule else 'formed and read'}")
+    return run
+
+
+def bench_factors(repeats: int) -> None:
+    """One layer, 4 problems: each problem's product formed and read, or the transforms of its factors multiplied."""
     for rows, cols in ((896, 896), (4864, 896), (2048, 2048), (32000, 896)):
         for terms in (4, 16, 64, 256):
-            left, right = torch.randn(problems * terms, rows), torch.randn(problems * terms, cols)
-            table = HashTable.of("w", (rows, cols), dim=dim, seed=0, device=cpu, dtype=torch.float32)
-            groups = Groups.of(torch.arange(problems).repeat_interleave(terms), problems)
-
-            def by(way: bool, left: Tensor = left, right: Tensor = right, table: HashTable = table) -> None:
-                accumulate.cheaper = lambda *_: way
-                target = accumulate.Accumulator(problems, dim, dtype=torch.float32, device=cpu, table=lambda _: table)
-                target.outer(("w", 0, len(table.rows)), left, right, groups, total=True)
-
-            runs = {"formed and read": lambda: by(False), "by the factors": lambda: by(True)}
-            choice = factors.cheaper(table, groups.bounds)
-            title = f"{rows} x {cols}, {terms} tokens a problem (the rule: {'factors' if choice else 'formed'})"
-            report(title, best(runs, repeats), "formed and read")
+            run = layer_of(rows, cols, terms)
+            runs = {"formed and read": lambda run=run: run(False), "by the factors": lambda run=run: run(True)}
+            seconds = best(runs, repeats)
+            for name, value in seconds.items():
+                print(f"  {name:<34}{1000 * value:10.1f} ms   {value / seconds['formed and read']:6.2f}x")
     accumulate.cheaper = factors.cheaper
 
 
