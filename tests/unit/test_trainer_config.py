@@ -175,6 +175,7 @@ def test_the_key_comes_from_the_environment_and_is_not_shown(load):
     assert load(WHOLE).scorer_api_key is None
 
 
-def test_a_variable_that_is_named_must_be_set(load):
-    (fault,) = faults_of(load, WHOLE, "scorer.api_key_env=MY_KEY")
+@pytest.mark.parametrize("environ", [{}, {"MY_KEY": ""}])
+def test_a_variable_that_is_named_must_be_set(load, environ):
+    (fault,) = faults_of(load, WHOLE, "scorer.api_key_env=MY_KEY", environ=environ)
     assert "names 'MY_KEY', which is not set" in fault

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from gradalign_trainer.generation import RolloutBatch, Sampling, encode_prompts, end_tokens, generate
 from gradalign_trainer.tinymodel import character_tokenizer, tiny_model
@@ -10,22 +11,27 @@ PROMPTS = ["abca", "b", "ccab", "ab", "cabcabcabc"]
 PAD, EOS = 0, 1
 
 
+def absolute_model(tokenizer):
+    """A GPT-2, whose positions are learned one by one: where padding shifts them, it says something else."""
+    torch.manual_seed(0)
+    size = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": len(tokenizer)}
+    return GPT2LMHeadModel(GPT2Config(**size, bos_token_id=None, eos_token_id=tokenizer.eos_token_id)).eval()
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
     return character_tokenizer("abc")
 
 
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    return tiny_model(tokenizer, seed=0, hidden=32, mlp=64)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def livelier(model):
-    """Weights larger than fresh ones, so that what came before decides what comes next."""
+@pytest.fixture(scope="module", params=["relative positions", "absolute positions"])
+def model(request, tokenizer):
+    """A model with larger weights than fresh ones, so that what came before decides what comes next."""
+    relative = request.param == "relative positions"
+    model = tiny_model(tokenizer, seed=0, hidden=32, mlp=64) if relative else absolute_model(tokenizer)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4.0)
+    return model
 
 
 def rolled(model, tokenizer, prompts=PROMPTS, *, seed=0, **sampling):

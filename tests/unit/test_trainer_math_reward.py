@@ -69,7 +69,7 @@ def test_a_hanging_expression_is_killed_in_time_and_the_next_is_judged(caplog):
     worker = reward._worker._process
     begun = time.monotonic()
     assert reward(problem("5", "slow"), "$9^{9^{9^{9}}} - 1$") == 0.0
-    assert time.monotonic() - begun < 3.0
+    assert time.monotonic() - begun < 6.0
     assert reward.timeouts == 1
     assert "A completion of problem slow counts 0: math-verify gave no verdict in 1 s (1 such so far)" in caplog.text
     assert worker.poll() is not None

@@ -102,6 +102,14 @@ def test_a_damaged_line_is_named_and_nothing_is_cut(tmp_path, damage):
     assert path.read_bytes() == before
 
 
+def test_a_damaged_last_line_that_was_written_whole_is_named_too(tmp_path):
+    played(tmp_path, range(2))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"round": \n')
+    with pytest.raises(MetricsError, match=r"metrics\.jsonl:3 is no line of metrics"):
+        read_metrics(tmp_path)
+
+
 def test_no_metrics_at_all_is_said(tmp_path):
     with pytest.raises(MetricsError, match=r"metrics\.jsonl does not exist"):
         read_metrics(tmp_path)

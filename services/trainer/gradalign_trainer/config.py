@@ -294,9 +294,10 @@ def _clashes(config: TrainConfig) -> list[str]:
 
 def _with_key(config: TrainConfig, environ: Mapping[str, str]) -> TrainConfig:
     name = config.scorer_api_key_env
-    if name not in environ and name != TrainConfig.__dataclass_fields__["scorer_api_key_env"].default:
+    key = environ.get(name) or None  # an empty variable is as good as none
+    if key is None and name != TrainConfig.__dataclass_fields__["scorer_api_key_env"].default:
         raise SettingsError(
             [f"scorer.api_key_env names {name!r}, which is not set in the environment. Set it: export {name}=..."]
         )
-    object.__setattr__(config, "scorer_api_key", environ.get(name))
+    object.__setattr__(config, "scorer_api_key", key)
     return config
