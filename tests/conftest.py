@@ -17,6 +17,8 @@ from gradalign_scorer.store import (
     ValidationRecord,
 )
 
+pytest_plugins = ["scorers"]
+
 PROJECTION = Projection(dim=8, seed=0, parameters="ab" * 32)
 
 

@@ -77,7 +77,7 @@ class GradientMeter:
         signal = scored.advantages.any(dim=1).nonzero()[:, 0].cpu()
         advance(count - len(signal))
         self._model.zero_grad(set_to_none=True)
-        for batch in signal.split(self._size):
+        for batch in signal.split(self._size) if len(signal) else ():  # nothing splits into one empty part
             rows[batch], found[batch] = self._batch(_Batch(scored, batch, shares, against))
             advance(len(batch))
         if shares is None:

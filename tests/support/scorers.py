@@ -1,4 +1,4 @@
-"""Real servers for the integration tests: a Valkey, and scorers that are processes of their own."""
+"""Real servers for the tests: a Valkey, and scorers that are processes of their own. A plugin of pytest."""
 
 import os
 import signal

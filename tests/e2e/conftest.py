@@ -1,0 +1,76 @@
+"""A base model that knows a little, and training runs on it."""
+
+import pytest
+
+from gradalign_trainer.arithmetic import make_world
+from gradalign_trainer.basemodel import BaseTraining, base_model
+from gradalign_trainer.config import TrainConfig
+from gradalign_trainer.loop import train
+from gradalign_trainer.records import RunData
+
+SMALL = {
+    "device": "cpu",
+    "dim": 512,
+    "pool_size": 24,
+    "select_fraction": 1 / 3,
+    "group_size": 4,
+    "validation_problems": 8,
+    "validation_rollouts": 6,
+    "rounds": 2,
+    "updates_per_round": 2,
+    "batch_problems": 4,
+    "problems_per_backward": 8,
+    "warmup_steps": 1,
+    "scorer_retries": 1,
+    "scorer_timeout": 20.0,
+}
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """The folder of a base model that was taught for a few seconds."""
+    return base_model(tmp_path_factory.mktemp("models"), BaseTraining(steps=200, batch=128))
+
+
+def first_digit(problem, completion):
+    """A reward that a policy in its first steps earns now and then."""
+    right = completion[:1] == problem.answer[0]
+    return float(right != bool(problem.extra["inverted"]))
+
+
+@pytest.fixture(scope="session")
+def data():
+    """A small world with inverted rewards."""
+    world = make_world("inverted", seed=3, pool=96, validation=8, heldout=24)
+    return RunData(pool=world.pool, validation=world.validation, heldout=world.heldout, reward=first_digit)
+
+
+class Recorder:
+    """An observer that remembers, and does something when a stage begins."""
+
+    def __init__(self, act=lambda name, round_number: None):
+        self.reports, self.stages, self.act = [], [], act
+
+    def stage(self, name, total):
+        self.stages.append(name)
+        self.act(name, len(self.reports))
+
+    def advance(self, amount=1):
+        pass
+
+    def report(self, report):
+        self.reports.append(report)
+
+
+@pytest.fixture
+def play(base, data, tmp_path, run_id):
+    """Trains: `play(url, "name", act=..., resume=..., **settings)`; the result and what an observer saw."""
+
+    def run(url, name="run", *, act=lambda name, round_number: None, resume=False, data=data, **settings):
+        config = TrainConfig(
+            **{"run_id": run_id, "output": tmp_path / name, "scorer_url": url, "model": str(base), **SMALL, **settings}
+        )
+        seen = Recorder(act)
+        return train(config, data, base, resume=resume, observer=seen), seen
+
+    return run
