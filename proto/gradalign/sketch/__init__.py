@@ -3,7 +3,17 @@
 from gradalign.sketch.capture import Capture
 from gradalign.sketch.coverage import Coverage
 from gradalign.sketch.names import canonical_name
+from gradalign.sketch.preconditioner import Preconditioner
 from gradalign.sketch.shards import LocalGradient
 from gradalign.sketch.sketcher import Sketcher
+from gradalign.sketch.totals import ExactSketch
 
-__all__ = ["Capture", "Coverage", "LocalGradient", "Sketcher", "canonical_name"]
+__all__ = [
+    "Capture",
+    "Coverage",
+    "ExactSketch",
+    "LocalGradient",
+    "Preconditioner",
+    "Sketcher",
+    "canonical_name",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from gradalign.sketch import compiled
 from gradalign.sketch.exact import Exact, Piece, Place
 from gradalign.sketch.factors import add_factors, cheaper
+from gradalign.sketch.fixed import add_fixed
 from gradalign.sketch.rows import Groups
 from gradalign.sketch.tables import HashTable
 
@@ -33,6 +34,8 @@ class Accumulator:
         device: where the gradients are.
         table: the hashes of a parameter by canonical name.
         exact: the gradient to take exact products with, if any.
+        scale: the multipliers of a preconditioner at a place, as a tensor is; None for none.
+        fixed: whether to add in fixed point.
     """
 
     def __init__(
@@ -44,17 +47,24 @@ class Accumulator:
         device: torch.device,
         table: Callable[[str], HashTable],
         exact: Exact | None = None,
+        scale: Callable[[Place, Tensor], Tensor | None] = lambda _place, _like: None,
+        fixed: bool = False,
     ) -> None:
         self._table = table
         self._dtype = dtype
         self._exact = exact
         self.found = torch.zeros(problems, 2, dtype=torch.float64, device=device)
         """With `exact`: each problem's product with that gradient and its own squared norm so far; [problems, 2]."""
+        self._scale = scale
+        self.fixed = torch.zeros(problems, dim, dtype=torch.int64, device=device) if fixed else None
+        """In fixed point: the sketches so far, in units of `QUANTUM`; [problems, dim]."""
+        self.bulk = torch.zeros(problems, dtype=torch.float64, device=device)
+        """In fixed point: the sum of the absolute values of each problem's gradients."""
         # Twice dim, so that row bucket + column bucket needs no modulo.
-        self._wide = torch.zeros(problems, 2 * dim, dtype=dtype, device=device)
+        self._wide = torch.zeros(0 if fixed else problems, 2 * dim, dtype=dtype, device=device)
 
     def sketches(self) -> Tensor:
-        """The sketches so far, [problems, dim]."""
+        """The sketches so far, [problems, dim]; not in fixed point."""
         halves: Tensor = self._wide.unflatten(1, (2, -1))
         return halves.sum(1)
 
@@ -73,11 +83,13 @@ class Accumulator:
         """
         left, right = self.factor(groups.sort(left)), self.factor(groups.sort(right))
         table = self._block(place)
-        if self._exact is None and cheaper(table, groups.bounds):
+        work = _Work(table, None, self._partner(place, left), self._scale(place, left))
+        plain = self._exact is None and self.fixed is None and work.scale is None
+        if plain and cheaper(table, groups.bounds):
             add_factors(self._wide[:, : table.dim], left, right, table, groups.bounds)
             return left.t() @ right if total else None
         whole = left.new_zeros(left.shape[1], right.shape[1]) if total else None
-        work = _Work(table, whole, self._partner(place, left))
+        work = replace(work, whole=whole)
         if left.shape[1] * right.shape[1] * 2 > _CHUNK:
             self._large(left, right, groups, work)
         else:
@@ -90,13 +102,15 @@ class Accumulator:
     def rows(self, place: Place, index: Tensor, values: Tensor, groups: Groups) -> None:
         """Add each problem's rows of a matrix: row `index[i]` (LongTensor [n]) gets `values[i]` ([n, C])."""
         index, values, bounds = groups.sort(index), self.factor(groups.sort(values)), groups.bounds
-        partner = self._partner(place, values)
+        scale, partner = self._scale(place, values), self._partner(place, values)
+        if scale is not None:
+            values = values * scale[index]
         if partner is not None:
             index, values, bounds = _once_a_problem(index, values, bounds)
             partner = partner[index].contiguous()
         table = self._block(place)
         taken = HashTable(table.rows.take(index), table.cols, table.dim)
-        if self._compiled(values):
+        if self._compiled(values) and self.fixed is None:
             against = None if partner is None else partner.numpy()
             found = compiled.add_matrices(
                 self._wide.numpy(), values.unsqueeze(0).numpy(), taken, bounds=bounds, against=against
@@ -104,7 +118,7 @@ class Accumulator:
             self._find(0, found)
             return
         for problem, (start, stop) in enumerate(pairwise(bounds)):
-            work = _Work(taken, None, partner).rows(slice(start, stop))
+            work = _Work(taken, None, partner, None).rows(slice(start, stop))
             self._absorb(problem, values[start:stop].unsqueeze(0), work)
 
     def dense(self, place: Place, gradients: Tensor) -> None:
@@ -112,14 +126,15 @@ class Accumulator:
         if gradients.numel() == 0:
             return
         matrices = self.factor(gradients.reshape(len(gradients), place[2], -1))
-        self._absorb(0, matrices, _Work(self._block(place), None, self._partner(place, matrices)))
+        work = _Work(self._block(place), None, self._partner(place, matrices), self._scale(place, matrices))
+        self._absorb(0, matrices, work)
 
     def pieces(self, place: Place, pieces: list[Piece]) -> None:
         """Add all uses of one place, whose gradients are summed before they are squared."""
         table, like = self._block(place), pieces[0].right
-        work = _Work(table, None, self._partner(place, like))
+        work = _Work(table, None, self._partner(place, like), self._scale(place, like))
         gradient = like.new_empty(1, len(table.rows), len(table.cols))
-        for problem in range(len(self._wide)):
+        for problem in range(len(self.found)):
             gradient.zero_()
             for piece in pieces:
                 piece.add_to(gradient[0], problem)
@@ -168,13 +183,16 @@ class Accumulator:
                     rows = slice(groups.bounds[problem], groups.bounds[problem + 1])
                     if rows.stop > rows.start:
                         torch.mm(left[rows].t(), right[rows], out=products[problem - first])
-            self._absorb(first, products, _Work(work.table, None, work.against))
+            self._absorb(first, products, replace(work, whole=None))
             if work.whole is not None:
                 work.whole.add_(products.sum(0))
 
     def _absorb(self, first: int, products: Tensor, work: _Work) -> None:
         """Add gradients [n, R, C] of problems `first` to `first + n - 1`."""
         if products.numel() == 0:
+            return
+        if work.scale is not None or self.fixed is not None:
+            self._absorb_apart(first, products, work)
             return
         wide = self._wide[first : first + len(products)]
         if self._compiled(products):
@@ -186,6 +204,22 @@ class Accumulator:
         rows, cols = work.table.rows, work.table.cols
         buckets = (rows.buckets[:, None] + cols.buckets).flatten()
         wide.index_add_(1, buckets, (products.to(wide.dtype) * (rows.signs[:, None] * cols.signs)).flatten(1))
+        self._measure(first, products, work)
+
+    def _absorb_apart(self, first: int, products: Tensor, work: _Work) -> None:
+        """As `_absorb`, of gradients that are scaled first or added in fixed point."""
+        if work.whole is not None:
+            work.whole.add_(products.sum(0))
+        scaled = products if work.scale is None else products * work.scale
+        rest = replace(work, whole=None, scale=None)
+        if self.fixed is None:
+            self._absorb(first, scaled, rest)
+            return
+        reached = slice(first, first + len(products))
+        self.bulk[reached] += add_fixed(self.fixed[reached], scaled, work.table)
+        self._measure(first, scaled, rest)
+
+    def _measure(self, first: int, products: Tensor, work: _Work) -> None:
         if work.whole is not None:
             work.whole.add_(products.sum(0))
         if work.against is not None:
@@ -202,15 +236,16 @@ class Accumulator:
 
 @dataclass(frozen=True)
 class _Work:
-    """What to do with gradients of one place: hashes, a matrix to add them to, one to take products with."""
+    """What to do with gradients of one place: hashes, and matrices to add them to, multiply and take products with."""
 
     table: HashTable
     whole: Tensor | None
     against: Tensor | None
+    scale: Tensor | None
 
     def rows(self, part: slice) -> _Work:
-        whole, against = (None if t is None else t[part] for t in (self.whole, self.against))
-        return _Work(self.table.block(part, slice(None)), whole, against)
+        whole, against, scale = (None if t is None else t[part] for t in (self.whole, self.against, self.scale))
+        return _Work(self.table.block(part, slice(None)), whole, against, scale)
 
 
 def _once_a_problem(index: Tensor, values: Tensor, bounds: list[int]) -> tuple[Tensor, Tensor, list[int]]:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from gradalign.errors import SketchError
 from gradalign.sketch.accumulate import Accumulator
 from gradalign.sketch.derived import Derived
-from gradalign.sketch.exact import Exact
+from gradalign.sketch.exact import Exact, Place
+from gradalign.sketch.fixed import check_fixed, from_fixed
 from gradalign.sketch.intercept import Interceptor
 from gradalign.sketch.record import UseRecorder
 from gradalign.sketch.rows import ProblemRows
@@ -31,6 +32,7 @@ class Source(Protocol):
     """What a capture needs of its Sketcher."""
 
     dtype: torch.dtype
+    reproducible: bool
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -45,6 +47,9 @@ class Source(Protocol):
 
     def table(self, name: str, device: torch.device) -> HashTable:
         """The hashes of a parameter."""
+
+    def scale(self, place: Place, like: Tensor) -> Tensor | None:
+        """The preconditioner's multipliers at a place."""
 
 
 class Capture:
@@ -78,6 +83,7 @@ class Capture:
         self._open = False
         self._sketches: Tensor | None = None
         self._found: Tensor | None = None
+        self._fixed: tuple[Tensor, Tensor] | None = None
         self._mode = Interceptor(self)
 
     @property
@@ -155,9 +161,7 @@ class Capture:
         if self.exact is not None:
             for place, pieces in self.exact.rest().items():
                 self.accumulator(pieces[0].right.device).pieces(place, pieces)
-        total = _sum([accumulator.sketches() for accumulator in self._accumulators.values()])
-        if self._onto is not None:
-            total = total + self._onto.sketches.to(total.device)
+        total = self._added()
         if self.exact is not None:
             found = _sum([accumulator.found for accumulator in self._accumulators.values()])
             self._found = torch.stack([found[:, 0] / self.exact.norm, found[:, 1].sqrt()], 1)
@@ -168,6 +172,22 @@ class Capture:
                 "losses (under fp16, lower the loss scale)."
             )
         return total
+
+    def _added(self) -> Tensor:
+        """The sketches of all devices, and of the capture that this one adds to."""
+        parts = list(self._accumulators.values())
+        if not self._source.reproducible:
+            total = _sum([part.sketches() for part in parts])
+            return total if self._onto is None else total + self._onto.sketches.to(total.device)
+        bulk = _sum([part.bulk for part in parts])
+        whole = _sum([part.fixed for part in parts if part.fixed is not None])
+        if self._onto is not None and self._onto._fixed is not None:
+            before, more = self._onto._fixed
+            whole, bulk = whole + before.to(whole.device), bulk + more.to(bulk.device)
+        self._fixed = whole, bulk
+        check_fixed(bulk[torch.isfinite(bulk)])
+        total = from_fixed(whole, self._source.dtype)
+        return total.masked_fill(~torch.isfinite(bulk)[:, None], torch.nan)
 
     # What the interceptor and the recorders ask for.
 
@@ -232,6 +252,8 @@ class Capture:
                 device=device,
                 table=lambda name: self._source.table(name, device),
                 exact=self.exact,
+                scale=self._source.scale,
+                fixed=self._source.reproducible,
             )
         return self._accumulators[device]
 

@@ -16,7 +16,7 @@ import torch
 from gradalign.sketch.tables import HashTable
 from gradalign.sketch.team import openmp
 
-__all__ = ["add_matrices", "available"]
+__all__ = ["add_fixed", "add_matrices", "available"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -100,3 +100,21 @@ def add_matrices(
         buckets += spare.sum(axis=0)
         found[0, 0] += found[1].sum(axis=0)
     return None if against is None else found[0, : len(buckets)]
+
+
+def add_fixed(buckets: Array, matrices: Array, table: HashTable, bulk: Array, scale: float) -> None:
+    """Add sketches in fixed point.
+
+    Args:
+        buckets: int64 [n, dim].
+        matrices: [n, R, C], float32 or float64, C-contiguous.
+        table: the hashes of such a matrix, made for the CPU.
+        bulk: float64 [n], to add the sums of absolute values to.
+        scale: elements are multiplied by it and rounded.
+    """
+    kernels = _kernels()
+    assert kernels is not None
+    assert table.rows.arrays is not None
+    assert table.cols.arrays is not None
+    for each in range(len(matrices)):
+        bulk[each] += kernels.fixed(matrices[each], table.rows.arrays, table.cols.arrays, buckets[each], scale)

@@ -19,7 +19,7 @@ from gradalign.countsketch import matrix_shape
 from gradalign.errors import SketchError
 from gradalign.sketch.rows import Groups
 
-__all__ = ["Exact", "Piece", "Place"]
+__all__ = ["Exact", "Piece", "Place", "check_against"]
 
 Place: TypeAlias = tuple[str, int, int]
 """A parameter's name, and the first row and number of rows of its matrix view that a use reaches."""
@@ -52,6 +52,16 @@ class Piece:
             gradient.addmm_(left.t().to(gradient.dtype), right)
 
 
+def check_against(against: Mapping[str, Tensor] | None, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise SketchError unless a validation gradient is one of these parameters."""
+    for name, gradient in (against or {}).items():
+        if shapes.get(name) != tuple(gradient.shape):
+            raise SketchError(
+                f"against[{name!r}] has shape {tuple(gradient.shape)}; the sketched parameter has "
+                f"{shapes.get(name, 'no such name')}. Take sketcher.gradients() after the validation backward."
+            )
+
+
 class Exact:
     """The validation gradient, and which uses of a weight have come in.
 
@@ -61,12 +71,7 @@ class Exact:
     """
 
     def __init__(self, against: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        for name, gradient in against.items():
-            if shapes.get(name) != tuple(gradient.shape):
-                raise SketchError(
-                    f"against[{name!r}] has shape {tuple(gradient.shape)}; the sketched parameter has "
-                    f"{shapes.get(name, 'no such name')}. Take sketcher.gradients() after the validation backward."
-                )
+        check_against(against, shapes)
         self.norm = math.sqrt(sum(float(g.double().square().sum()) for g in against.values()))
         if not self.norm > 0 or not math.isfinite(self.norm):
             raise SketchError(

@@ -12,7 +12,7 @@ from numba import carray, cfunc, njit, types
 
 from gradalign.sketch.team import openmp
 
-__all__ = ["share", "team_of"]
+__all__ = ["fixed", "share", "team_of"]
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -108,6 +108,23 @@ def share(
             _absorb(matrices[0], first, last, rows, cols, buckets[0], others, found[0])
         else:
             _absorb(matrices[0], first, last, rows, cols, spare[me], others, spare_found[me])
+
+
+@njit(nogil=True, cache=True)
+def fixed(matrix: Array, rows: tuple[Array, Array], cols: tuple[Array, Array], buckets: Array, scale: float) -> float:
+    """Add a matrix [R, C] to int64 buckets [dim], each element times `scale` and rounded; its absolute sum."""
+    dim, bulk = buckets.shape[0], 0.0
+    for row in range(matrix.shape[0]):
+        start, sign = np.int64(rows[0][row]), np.float64(rows[1][row]) * scale
+        for col in range(matrix.shape[1]):
+            value = np.float64(matrix[row, col])
+            bulk += abs(value)
+            bucket = start + np.int64(cols[0][col])
+            bucket -= dim if bucket >= dim else 0
+            scaled = np.rint(value * (sign * cols[1][col]))
+            if abs(scaled) < 4.6e18:
+                buckets[bucket] += np.int64(scaled)
+    return bulk
 
 
 @cache

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from gradalign.countsketch import matrix_shape
 from gradalign.errors import SketchError
+from gradalign.sketch.names import canonical_name
 from gradalign.sketch.tables import HashTable
 
-__all__ = ["LocalGradient", "blocks", "is_sharded", "local_part"]
+__all__ = ["LocalGradient", "blocks", "check_part", "is_sharded", "local_part", "own_part", "paired", "placed_as"]
 
 
 class LocalGradient(NamedTuple):
@@ -38,18 +40,38 @@ def local_part(gradient: Tensor) -> tuple[Tensor, tuple[int, ...], Any]:
     A plain tensor is all there, with None for a mesh. What several ranks hold alike is given by the first of them alone,
     and by the others as an empty tensor, so that the sketches of all ranks of the mesh add up to that of the gradient.
     """
+    local, offset, mesh = own_part(gradient)
+    if mesh is not None:
+        dtensor: Any = gradient
+        place = mesh.get_coordinate()
+        if place is None or any(p.is_replicate() and at for p, at in zip(dtensor.placements, place, strict=True)):
+            local = local.new_empty((0,) * max(1, local.ndim))
+    return local, offset, mesh
+
+
+def own_part(gradient: Tensor) -> tuple[Tensor, tuple[int, ...], Any]:
+    """As `local_part`, with what several ranks hold alike given by all of them."""
     if not is_sharded(gradient):
         return gradient, (0,) * gradient.ndim, None
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     dtensor: Any = gradient
     mesh, placements = dtensor.device_mesh, dtensor.placements
-    local: Tensor = dtensor.to_local()
     _, offset = compute_local_shape_and_global_offset(dtensor.shape, mesh, placements)
-    place = mesh.get_coordinate()
-    if place is None or any(p.is_replicate() and at for p, at in zip(placements, place, strict=True)):
-        local = local.new_empty((0,) * max(1, local.ndim))
-    return local, tuple(offset), mesh
+    return dtensor.to_local(), tuple(offset), mesh
+
+
+def placed_as(gradient: Tensor, local: Tensor) -> Tensor:
+    """This rank's part of another tensor that is spread as a gradient is."""
+    if not is_sharded(gradient):
+        return local
+    from torch.distributed.tensor import DTensor
+
+    dtensor: Any = gradient
+    placed: Tensor = DTensor.from_local(
+        local, dtensor.device_mesh, dtensor.placements, run_check=False, shape=dtensor.shape, stride=dtensor.stride()
+    )
+    return placed
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -64,7 +86,7 @@ def blocks(table: HashTable, part: LocalGradient) -> Iterator[tuple[HashTable, T
     Raises:
         SketchError: the part does not lie inside the parameter.
     """
-    _check(part)
+    check_part(part)
     tensor, shape, offset = part.tensor, part.shape, part.offset
     if tensor.numel() == 0:
         return
@@ -94,7 +116,8 @@ def _run(table: HashTable, run: Tensor, offset: int, width: int) -> Iterator[tup
         start += count
 
 
-def _check(part: LocalGradient) -> None:
+def check_part(part: LocalGradient) -> None:
+    """Raise SketchError unless a part lies inside its parameter."""
     shape, tensor = part.shape, part.tensor
     if isinstance(part.offset, int):
         total = torch.Size(shape).numel()
@@ -110,3 +133,23 @@ def _check(part: LocalGradient) -> None:
             f"the local part of {part.name} has shape {tuple(tensor.shape)} at offset {part.offset}, which does not lie in "
             f"the parameter's shape {tuple(shape)}. Give a block with one offset an axis, or a flat run with one number."
         )
+
+
+def paired(
+    parts: Iterable[LocalGradient], against: Iterable[LocalGradient] | None
+) -> Iterator[tuple[LocalGradient, LocalGradient | None]]:
+    """Each part with that of the validation gradient that lies in its place; SketchError where there is none."""
+    if against is None:
+        yield from ((part, None) for part in parts)
+        return
+    for part, other in zip_longest(parts, against):
+        if part is None or other is None or _place(part) != _place(other):
+            raise SketchError(
+                f"the local parts of the gradient and of the validation gradient differ: {part and _place(part)} and "
+                f"{other and _place(other)}; give both in one order and cut in one way."
+            )
+        yield part, other
+
+
+def _place(part: LocalGradient) -> tuple[Any, ...]:
+    return canonical_name(part.name), part.offset, tuple(part.tensor.shape)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,12 @@ from gradalign.errors import InvalidValue, SketchError
 from gradalign.projection import Projection, parameters_digest
 from gradalign.sketch.capture import Capture
 from gradalign.sketch.coverage import Coverage
-from gradalign.sketch.matrix import add_matrix
+from gradalign.sketch.exact import Place, check_against
 from gradalign.sketch.names import canonical_name, trainable_parameters
-from gradalign.sketch.shards import LocalGradient, blocks, is_sharded, local_part
+from gradalign.sketch.preconditioner import Preconditioner
+from gradalign.sketch.shards import LocalGradient, check_part, local_part, own_part, paired, placed_as
 from gradalign.sketch.tables import HashTable
+from gradalign.sketch.totals import ExactSketch, Totals, check_finite, exact_sketch
 
 __all__ = ["Sketcher"]
 
@@ -32,16 +35,30 @@ class Sketcher:
         dim: number of buckets k; the error of a cosine c is about (1 - c^2)/sqrt(k).
         seed: of the hashes; all sketches of a run need the same.
         dtype: that sketches are accumulated and returned in; float32, or float64 for tests.
+        preconditioner: a frozen diagonal that gradients are multiplied by first; `for_validation()` gives the Sketcher of
+            the validation side.
+        reproducible: sum in fixed point, so that equal gradients give equal bits on any number of threads and ranks, in
+            any order and sharding. Slower, and without the way through the factors in `capture`.
 
     Attributes:
         projection: how the sketches are made; goes on the wire.
         coverage: what is sketched, and what is not and why.
 
     Raises:
-        SketchError: nothing is trainable, two parameters have one canonical name, or dim or seed is out of range.
+        SketchError: nothing is trainable, two parameters have one canonical name, dim or seed is out of range, or the
+            preconditioner is of other parameters.
     """
 
-    def __init__(self, model: nn.Module, dim: int = 8192, seed: int = 0, *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        dim: int = 8192,
+        seed: int = 0,
+        *,
+        dtype: torch.dtype = torch.float32,
+        preconditioner: Preconditioner | None = None,
+        reproducible: bool = False,
+    ) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise SketchError(f"dtype is {dtype}; sketches accumulate in torch.float32 or torch.float64.")
         _refuse_flat_parameters(model)
@@ -49,76 +66,145 @@ class Sketcher:
         self.dtype = dtype
         named = list(trainable_parameters(model))
         self.shapes = _distinct_shapes(named)
-        self.projection = _projection(dim, seed, self.shapes)
+        self.projection = _projection(dim, seed, self.shapes, preconditioner)
         self.coverage = Coverage.of(model)
+        self.reproducible = reproducible
+        self._preconditioner = preconditioner
+        self._validation = False
         self._tables: dict[tuple[str, torch.device], HashTable] = {}
 
-    def from_grads(self) -> Tensor:
+    def for_validation(self) -> Sketcher:
+        """The Sketcher of the validation problems: this one, or with a preconditioner of the validation form, its twin.
+
+        Its projection is the same.
+        """
+        twin = copy.copy(self)
+        twin._validation = True
+        return twin
+
+    @overload
+    def from_grads(self) -> Tensor: ...
+
+    @overload
+    def from_grads(self, *, against: Mapping[str, Tensor]) -> ExactSketch: ...
+
+    def from_grads(self, *, against: Mapping[str, Tensor] | None = None) -> Tensor | ExactSketch:
         """The sketch of the `.grad` of all trainable parameters; a missing gradient counts as zero.
 
         Of DTensors (FSDP2, tensor parallel) each rank sketches its own part, and `dim` floats are all-reduced over their
         device mesh: call it on all ranks; all get the sketch of the whole gradient.
 
+        Args:
+            against: the validation gradient, as `gradients()` of the validation side gives it (of DTensors: DTensors in the
+                same placement), to take the exact product with; four more floats are all-reduced.
+
         Returns:
-            float32 [dim] (or the Sketcher's dtype), on the device of the first parameter.
+            float32 [dim] (or the Sketcher's dtype), on the device of the first parameter; with `against`, an `ExactSketch`
+            of it, the exact product with the unit vector of `against` and the exact norm.
 
         Raises:
-            SketchError: the set of trainable parameters or a shape changed since the Sketcher was made, or a gradient
-                is sparse or not finite; the message names the parameter.
+            SketchError: the set of trainable parameters or a shape changed since the Sketcher was made, a gradient is
+                sparse or not finite, or `against` does not fit; the message names the parameter.
         """
         named = self.named()
-        totals = _Totals(self)
+        totals = self._totals(against)
+        check_against(against, {name: tuple(p.shape) for name, p in named})
         for name, parameter in named:
-            if parameter.grad is None:
-                totals.join(parameter)
-                continue
-            if parameter.grad.layout != torch.strided:
-                raise SketchError(
-                    f"the gradient of {name} is sparse ({parameter.grad.layout}); build its embedding with sparse=False."
-                )
-            local, offset, mesh = local_part(parameter.grad)
-            totals.add(LocalGradient(name, self.shapes[name], offset, local), mesh)
-        total = totals.sum(local_part(named[0][1])[0].device)
-        _check_finite(total, [(name, p.grad) for name, p in named])
-        return total
+            totals.join(parameter)
+            part, mesh = self._part(name, parameter)
+            if part is not None:
+                totals.add(part, mesh)
+            if against is not None:
+                other = against.get(name)
+                local = None if other is None else local_part(other)[0]
+                totals.add_exact(part and part.tensor, local, mesh if part else _mesh_of(other))
+        total, figures = totals.sum(local_part(named[0][1])[0].device)
+        check_finite(total, [(name, p.grad) for name, p in named])
+        return total if against is None else exact_sketch(total, figures)
 
-    def from_local_grads(self, parts: Iterable[LocalGradient], *, group: Any = None) -> Tensor:
+    @overload
+    def from_local_grads(self, parts: Iterable[LocalGradient], *, group: Any = None) -> Tensor: ...
+
+    @overload
+    def from_local_grads(
+        self, parts: Iterable[LocalGradient], *, group: Any = None, against: Iterable[LocalGradient]
+    ) -> ExactSketch: ...
+
+    def from_local_grads(
+        self, parts: Iterable[LocalGradient], *, group: Any = None, against: Iterable[LocalGradient] | None = None
+    ) -> Tensor | ExactSketch:
         """The sketch of a gradient of which each rank holds some parts, for any other sharding.
 
         Args:
             parts: this rank's parts, of whichever parameters. A part that several ranks hold is to be given by one of them.
             group: the process group to add the sketches over; None for no communication (add them yourself: they are
                 linear).
+            against: this rank's parts of the validation gradient, one for each of `parts` and in their order.
 
         Returns:
             As `from_grads()`.
 
         Raises:
-            SketchError: a name that is not sketched, another shape, a part outside it, or inf or NaN.
+            SketchError: a name that is not sketched, another shape, a part outside it, inf or NaN, or parts of the
+                validation gradient that lie elsewhere.
         """
-        totals, seen, device = _Totals(self), [], torch.device("cpu")
-        for part in parts:
-            named = part._replace(name=canonical_name(part.name))
-            if self.shapes.get(named.name) != tuple(part.shape):
-                raise SketchError(
-                    f"the local part of {named.name} is of shape {tuple(part.shape)}; the Sketcher was made for "
-                    f"{self.shapes.get(named.name, 'no parameter of that name')}. Give the whole parameter's shape."
-                )
-            totals.add(named, None)
-            seen.append((named.name, part.tensor))
+        totals, seen, device = self._totals(against), [], torch.device("cpu")
+        for given, other in paired(parts, against):
+            part = self._scaled(given._replace(name=canonical_name(given.name)))
+            totals.add(part, None)
+            if other is not None:
+                totals.add_exact(part.tensor, other.tensor, None)
+            seen.append((part.name, part.tensor))
             device = part.tensor.device
-        total = totals.sum(device)
-        if group is not None:
-            torch.distributed.all_reduce(total, group=group)
-        _check_finite(total, seen)
-        return total
+        total, figures = totals.sum(device, group)
+        check_finite(total, seen)
+        return total if against is None else exact_sketch(total, figures)
 
     def gradients(self) -> dict[str, Tensor]:
         """A copy of the `.grad` of all trainable parameters by canonical name, to capture against.
 
-        After the backward of the validation problems this is the full validation gradient.
+        After the backward of the validation problems this is the full validation gradient. With a preconditioner, take it
+        from `for_validation()`: the gradients are multiplied by what that side is multiplied by.
         """
-        return {name: p.grad.detach().clone() for name, p in self.named() if p.grad is not None}
+        found = {}
+        for name, parameter in self.named():
+            if parameter.grad is not None:
+                local, offset, _ = own_part(parameter.grad)
+                part = self._scaled(LocalGradient(name, self.shapes[name], offset, local))
+                found[name] = placed_as(parameter.grad, part.tensor.detach().clone())
+        return found
+
+    def _totals(self, against: object) -> Totals:
+        return Totals(self.dim, self.dtype, self.table, fixed=self.reproducible, exact=against is not None)
+
+    def _part(self, name: str, parameter: nn.Parameter) -> tuple[LocalGradient | None, Any]:
+        """This rank's part of a parameter's gradient, and the mesh it is spread over."""
+        gradient = parameter.grad
+        if gradient is None:
+            return None, None
+        if gradient.layout != torch.strided:
+            raise SketchError(
+                f"the gradient of {name} is sparse ({gradient.layout}); build its embedding with sparse=False."
+            )
+        local, offset, mesh = local_part(gradient)
+        return self._scaled(LocalGradient(name, self.shapes[name], offset, local)), mesh
+
+    def _scaled(self, part: LocalGradient) -> LocalGradient:
+        if self.shapes.get(part.name) != tuple(part.shape):
+            raise SketchError(
+                f"the local part of {part.name} is of shape {tuple(part.shape)}; the Sketcher was made for "
+                f"{self.shapes.get(part.name, 'no parameter of that name')}. Give the whole parameter's shape."
+            )
+        check_part(part)
+        if self._preconditioner is None:
+            return part
+        return self._preconditioner.scale(part, validation=self._validation)
+
+    def scale(self, place: Place, like: Tensor) -> Tensor | None:
+        """The preconditioner's multipliers at a place, [rows, C], as `like` is; None for none."""
+        if self._preconditioner is None:
+            return None
+        return self._preconditioner.at(place, like, validation=self._validation)
 
     def capture(
         self,
@@ -218,58 +304,17 @@ def _distinct_shapes(named: _Named) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _projection(dim: int, seed: int, shapes: dict[str, tuple[int, ...]]) -> Projection:
+def _projection(
+    dim: int, seed: int, shapes: dict[str, tuple[int, ...]], preconditioner: Preconditioner | None
+) -> Projection:
+    named = "none" if preconditioner is None else preconditioner.name
+    if preconditioner is not None:
+        preconditioner.check(shapes)
     try:
-        return Projection(dim=dim, seed=seed, parameters=parameters_digest(shapes))
+        return Projection(dim=dim, seed=seed, parameters=parameters_digest(shapes), preconditioner=named)
     except InvalidValue as error:
         raise SketchError(str(error)) from None
 
 
-class _Totals:
-    """Sketches of parts, by device and by the mesh that they are to be added over."""
-
-    def __init__(self, sketcher: Sketcher) -> None:
-        self._sketcher = sketcher
-        self._sums: dict[tuple[torch.device, Any], Tensor] = {}
-
-    def join(self, parameter: Tensor) -> None:
-        """Take part in the sum over a parameter's mesh, with nothing to add."""
-        if is_sharded(parameter):
-            local, _, mesh = local_part(parameter)
-            self._sum(local.device, mesh)
-
-    def add(self, part: LocalGradient, mesh: Any) -> None:
-        device = part.tensor.device
-        total = self._sum(device, mesh)
-        for table, matrix in blocks(self._sketcher.table(part.name, device), part):
-            add_matrix(total, matrix, table)
-
-    def sum(self, home: torch.device) -> Tensor:
-        """The sum of all, over all ranks of each mesh."""
-        total = torch.zeros(self._sketcher.dim, dtype=self._sketcher.dtype, device=home)
-        for (_, mesh), part in self._sums.items():
-            for axis in range(0 if mesh is None else mesh.ndim):
-                torch.distributed.all_reduce(part, group=mesh.get_group(axis))
-            total += part.to(home)
-        return total
-
-    def _sum(self, device: torch.device, mesh: Any) -> Tensor:
-        key = (device, mesh)
-        if key not in self._sums:
-            self._sums[key] = torch.zeros(self._sketcher.dim, dtype=self._sketcher.dtype, device=device)
-        return self._sums[key]
-
-
-def _check_finite(total: Tensor, gradients: Sequence[tuple[str, Tensor | None]]) -> None:
-    if torch.isfinite(total).all():
-        return
-    for name, gradient in gradients:
-        if gradient is not None and not torch.isfinite(local_part(gradient)[0]).all():
-            raise SketchError(
-                f"the gradient of {name} holds inf or NaN; leave this problem out of the round and look at its loss "
-                "(under fp16, unscale the gradients first)."
-            )
-    raise SketchError(
-        "every gradient that this rank holds is finite, but the sketch is not: another rank holds inf or NaN, or the sketch "
-        "overflows float32 (scale the loss down, or clip the gradients)."
-    )
+def _mesh_of(gradient: Tensor | None) -> Any:
+    return None if gradient is None else local_part(gradient)[2]

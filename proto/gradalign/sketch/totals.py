@@ -1,0 +1,161 @@
+"""Sums of sketches, exact products and norms over the parts of one gradient, and over the ranks that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradalign.errors import SketchError
+from gradalign.sketch.fixed import add_fixed, check_fixed, from_fixed
+from gradalign.sketch.matrix import add_matrix
+from gradalign.sketch.shards import LocalGradient, blocks, is_sharded, local_part
+from gradalign.sketch.tables import HashTable
+
+__all__ = ["ExactSketch", "Totals", "check_finite", "exact_sketch"]
+
+_CHUNK = 1 << 20
+
+
+class ExactSketch(NamedTuple):
+    """One problem's row with its exact figures.
+
+    Attributes:
+        sketch: float32 [dim], or the Sketcher's dtype.
+        dot: exact product of the gradient with the unit vector of the validation gradient; the wire's `dots`.
+        norm: exact norm of the gradient; the wire's `norms`.
+    """
+
+    sketch: Tensor
+    dot: float
+    norm: float
+
+
+@dataclass
+class _Sum:
+    """What one device and mesh add up: buckets, and float64 [4] of product, squared norms of both, and bulk."""
+
+    buckets: Tensor
+    figures: Tensor
+
+
+class Totals:
+    """Sketches of parts, by device and by the mesh that they are to be added over.
+
+    Args:
+        dim: number of buckets.
+        dtype: of the sketch.
+        table: the hashes of a parameter on a device.
+        fixed: whether to add in fixed point.
+        exact: whether products are taken, too.
+    """
+
+    def __init__(
+        self, dim: int, dtype: torch.dtype, table: Callable[[str, torch.device], HashTable], *, fixed: bool, exact: bool
+    ) -> None:
+        self._dim = dim
+        self._dtype = dtype
+        self._table = table
+        self._fixed = fixed
+        self._figures = fixed or exact
+        self._sums: dict[tuple[torch.device, Any], _Sum] = {}
+
+    def join(self, parameter: Tensor) -> None:
+        """Take part in the sum over a parameter's mesh, with nothing to add."""
+        if is_sharded(parameter):
+            local, _, mesh = local_part(parameter)
+            self._sum(local.device, mesh)
+
+    def add(self, part: LocalGradient, mesh: Any) -> None:
+        """Add a part's sketch."""
+        device = part.tensor.device
+        total = self._sum(device, mesh)
+        for table, matrix in blocks(self._table(part.name, device), part):
+            if self._fixed:
+                shaped = matrix.detach().reshape(1, len(table.rows), len(table.cols))
+                total.figures[3] += add_fixed(total.buckets.unsqueeze(0), shaped, table)[0]
+            else:
+                add_matrix(total.buckets, matrix, table)
+
+    def add_exact(self, tensor: Tensor | None, against: Tensor | None, mesh: Any) -> None:
+        """Add the product and the squared norms of two parts that lie in one place; None stands for zeros."""
+        if tensor is not None and against is not None and tensor.shape != against.shape:
+            raise SketchError(
+                f"this rank holds {tuple(tensor.shape)} of a gradient and {tuple(against.shape)} of the validation "
+                "gradient; take sketcher.gradients() of the model as it is sharded now."
+            )
+        known = [t.detach().flatten() for t in (tensor, against) if t is not None]
+        if not known or not known[0].numel():
+            return
+        figures = self._sum(known[0].device, mesh).figures
+        for pieces in zip(*(t.split(_CHUNK) for t in known), strict=True):
+            wide = [piece.double() for piece in pieces]
+            if tensor is not None:
+                figures[1] += wide[0] @ wide[0]
+            if against is not None:
+                figures[2] += wide[-1] @ wide[-1]
+            if len(wide) == 2:
+                figures[0] += wide[0] @ wide[1]
+
+    def sum(self, home: torch.device, group: Any = None) -> tuple[Tensor, Tensor]:
+        """The sketch of all, over all ranks of each mesh and of the group; and the figures, float64 [4] on the CPU."""
+        kind = torch.int64 if self._fixed else self._dtype
+        total = _Sum(torch.zeros(self._dim, dtype=kind, device=home), torch.zeros(4, dtype=torch.float64, device=home))
+        for (_, mesh), part in self._sums.items():
+            for axis in range(0 if mesh is None else mesh.ndim):
+                self._reduce(part, mesh.get_group(axis))
+            total.buckets += part.buckets.to(home)
+            total.figures += part.figures.to(home)
+        if group is not None:
+            self._reduce(total, group)
+        figures = total.figures.cpu()
+        if not self._fixed:
+            return total.buckets, figures
+        if torch.isfinite(figures[3]):
+            check_fixed(figures[3:])
+            return from_fixed(total.buckets, self._dtype), figures
+        return torch.full((self._dim,), torch.nan, dtype=self._dtype, device=home), figures
+
+    def _reduce(self, part: _Sum, group: Any) -> None:
+        torch.distributed.all_reduce(part.buckets, group=group)
+        if self._figures:
+            torch.distributed.all_reduce(part.figures, group=group)
+
+    def _sum(self, device: torch.device, mesh: Any) -> _Sum:
+        key = (device, mesh)
+        if key not in self._sums:
+            kind = torch.int64 if self._fixed else self._dtype
+            self._sums[key] = _Sum(
+                torch.zeros(self._dim, dtype=kind, device=device), torch.zeros(4, dtype=torch.float64, device=device)
+            )
+        return self._sums[key]
+
+
+def exact_sketch(total: Tensor, figures: Tensor) -> ExactSketch:
+    """The row of a sum that products were taken in."""
+    dot, square, other = (float(value) for value in figures[:3])
+    if not 0 < other < float("inf"):
+        raise SketchError(
+            f"the gradient to take products with has squared norm {other}; run the validation backward first, then take "
+            "sketcher.gradients()."
+        )
+    return ExactSketch(total, dot / other**0.5, square**0.5)
+
+
+def check_finite(total: Tensor, gradients: Sequence[tuple[str, Tensor | None]]) -> None:
+    """Raise SketchError, naming the parameter, where a sketch is not finite."""
+    if torch.isfinite(total).all():
+        return
+    for name, gradient in gradients:
+        if gradient is not None and not torch.isfinite(local_part(gradient)[0]).all():
+            raise SketchError(
+                f"the gradient of {name} holds inf or NaN; leave this problem out of the round and look at its loss "
+                "(under fp16, unscale the gradients first)."
+            )
+    raise SketchError(
+        "every gradient that this rank holds is finite, but the sketch is not: another rank holds inf or NaN, or the sketch "
+        "overflows float32 (scale the loss down, or clip the gradients)."
+    )
