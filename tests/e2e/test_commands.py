@@ -1,0 +1,100 @@
+"""The commands as typed: `gradalign train` and `gradalign demo`, each a process."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gradalign_trainer.config import load_config
+from gradalign_trainer.demo import demo_config
+from gradalign_trainer.tracking import read_metrics
+
+CONFIGS = Path(__file__).parents[2] / "services/trainer/configs"
+SMALL = [
+    "rounds=1", "pool_size=16", "validation_problems=4", "validation_rollouts=8", "updates_per_round=1", "dim=256",
+    "batch_problems=4", "evaluation=sampled", "data.reward=rewards_of_ours:first_digit",
+]  # fmt: skip
+REWARD = """
+def first_digit(problem, completion):
+    right = completion[:1] == problem.answer[0]
+    return float(right != bool(problem.extra.get("inverted")))
+"""
+
+
+def gradalign(*arguments, cwd, timeout=170, **environment):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GRADALIGN_")}
+    return subprocess.run(
+        [sys.executable, "-m", "gradalign", *map(str, arguments)],
+        check=False, cwd=cwd, env={**clean, **environment}, capture_output=True, text=True, timeout=timeout,
+    )  # fmt: skip
+
+
+def sets(*assignments):
+    return [part for assignment in assignments for part in ("--set", assignment)]
+
+
+@pytest.mark.parametrize("regime", ["inverted", "imbalance"])
+def test_the_demo_runs_what_its_files_say(regime):
+    config = load_config(CONFIGS / f"demo-{regime}.toml")
+    assert config == demo_config(regime, "cosine", config.output, run_id=config.run_id, scorer_url=config.scorer_url)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)
+def test_every_shipped_configuration_is_valid(path):
+    assert load_config(path).rounds > 0
+
+
+def test_train_writes_metrics_and_a_checkpoint_and_resumes(scorer, base, tmp_path, run_id):
+    settings = sets(
+        *SMALL, f"run_id={run_id}", f"output={tmp_path}/run", f"scorer.url={scorer.url}", f"model.path={base}"
+    )
+    config = CONFIGS / "demo-inverted.toml"
+    (tmp_path / "rewards_of_ours.py").write_text(REWARD)
+    first = gradalign("train", config, *settings, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert re.search(r"held-out pass rate 0\.\d+ -> 0\.\d+; 0 rounds without the scorer", first.stdout)
+    assert [line["round"] for line in read_metrics(tmp_path / "run")] == [0, 1]
+    assert (tmp_path / "run/checkpoints/round-000001/state.json").exists()
+
+    again = gradalign("train", config, *settings, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "holds" in again.stderr
+    assert "--resume" in again.stderr
+    assert "Traceback" not in again.stderr
+
+    resumed = gradalign("train", config, *settings, "--set", "rounds=2", "--resume", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert [line["round"] for line in read_metrics(tmp_path / "run")] == [0, 1, 2]
+
+
+def test_train_says_what_is_wrong_with_its_settings(tmp_path):
+    found = gradalign("train", CONFIGS / "demo-inverted.toml", *sets("pol_size=8", "rounds=0"), cwd=tmp_path)
+    assert found.returncode == 2
+    assert "pol_size" in found.stderr
+    assert "did you mean 'pool_size'" in found.stderr
+    assert "rounds = 0" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_demo_beats_random_choice_in_both_regimes(tmp_path):
+    found = gradalign("demo", cwd=tmp_path, timeout=580, HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    assert found.returncode == 0, found.stderr
+    differences = {}
+    for line in found.stdout.splitlines():
+        cells = [cell.strip() for cell in line.split("│")]
+        if len(cells) == 7 and cells[1] in ("inverted", "imbalance") and cells[5].startswith(("+", "-")):
+            differences[cells[1]] = float(cells[5])
+    assert differences.keys() == {"inverted", "imbalance"}, found.stdout
+    assert min(differences.values()) >= 0.15, found.stdout
+    picture = tmp_path / "runs/demo/demo.png"
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert picture.stat().st_size > 10_000
+    saw = found.stdout.partition("what the scorer saw")[2]
+    assert all(kind in saw for kind in ("true rewards", "inverted rewards", "on target", "off target"))
+    assert "round 20 of 20" in found.stderr  # progress where there is no terminal
+    assert "WARNING" not in found.stderr
