@@ -2,6 +2,7 @@
 
 from gradalign.sketch.capture import Capture
 from gradalign.sketch.coverage import Coverage
+from gradalign.sketch.fsdp1 import fsdp1_local_grads
 from gradalign.sketch.names import canonical_name
 from gradalign.sketch.preconditioner import Preconditioner
 from gradalign.sketch.shards import LocalGradient
@@ -16,4 +17,5 @@ __all__ = [
     "Preconditioner",
     "Sketcher",
     "canonical_name",
+    "fsdp1_local_grads",
 ]

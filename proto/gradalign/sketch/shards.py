@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,7 +14,19 @@ from gradalign.errors import SketchError
 from gradalign.sketch.names import canonical_name
 from gradalign.sketch.tables import HashTable
 
-__all__ = ["LocalGradient", "blocks", "check_part", "is_sharded", "local_part", "own_part", "paired", "placed_as"]
+__all__ = [
+    "HasLocalGradients",
+    "LocalGradient",
+    "LocalGradients",
+    "blocks",
+    "check_part",
+    "check_placement",
+    "is_sharded",
+    "local_part",
+    "own_part",
+    "paired",
+    "placed_as",
+]
 
 
 class LocalGradient(NamedTuple):
@@ -32,6 +44,22 @@ class LocalGradient(NamedTuple):
     shape: tuple[int, ...]
     offset: tuple[int, ...] | int
     tensor: Tensor
+
+
+class HasLocalGradients(Protocol):
+    """Anything that can say what a rank holds: a wrapper of one's own around an engine."""
+
+    def iter_local_grads(self) -> Iterable[tuple[str, Sequence[int], Any, Tensor]]:
+        """This rank's parts, as (name, global shape, offset, tensor); see `LocalGradient`."""
+
+
+LocalGradients: TypeAlias = HasLocalGradients | Iterable[tuple[str, Sequence[int], Any, Tensor]]
+
+
+def _listed(parts: LocalGradients) -> Iterator[LocalGradient]:
+    found: Any = parts.iter_local_grads() if hasattr(parts, "iter_local_grads") else parts
+    for name, shape, offset, tensor in found:
+        yield LocalGradient(name, tuple(shape), offset, tensor)
 
 
 def local_part(gradient: Tensor) -> tuple[Tensor, tuple[int, ...], Any]:
@@ -72,6 +100,22 @@ def placed_as(gradient: Tensor, local: Tensor) -> Tensor:
         local, dtensor.device_mesh, dtensor.placements, run_check=False, shape=dtensor.shape, stride=dtensor.stride()
     )
     return placed
+
+
+def check_placement(name: str, gradient: Tensor | None, against: Tensor | None) -> None:
+    """Raise SketchError, on all ranks alike, unless two gradients of a parameter are spread in the same way."""
+    if gradient is None or against is None:
+        return
+    ours, theirs = (_placement(g) for g in (gradient, against))
+    if ours != theirs:
+        raise SketchError(
+            f"the gradient of {name} is {ours} and that of the validation problems {theirs}; take sketcher.gradients() of "
+            "the model as it is sharded now."
+        )
+
+
+def _placement(gradient: Any) -> str:
+    return f"sharded as {gradient.placements} over {gradient.device_mesh}" if is_sharded(gradient) else "whole"
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -136,13 +180,13 @@ def check_part(part: LocalGradient) -> None:
 
 
 def paired(
-    parts: Iterable[LocalGradient], against: Iterable[LocalGradient] | None
+    parts: LocalGradients, against: LocalGradients | None
 ) -> Iterator[tuple[LocalGradient, LocalGradient | None]]:
     """Each part with that of the validation gradient that lies in its place; SketchError where there is none."""
     if against is None:
-        yield from ((part, None) for part in parts)
+        yield from ((part, None) for part in _listed(parts))
         return
-    for part, other in zip_longest(parts, against):
+    for part, other in zip_longest(_listed(parts), _listed(against)):
         if part is None or other is None or _place(part) != _place(other):
             raise SketchError(
                 f"the local parts of the gradient and of the validation gradient differ: {part and _place(part)} and "

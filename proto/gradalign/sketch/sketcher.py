@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -16,7 +16,16 @@ from gradalign.sketch.coverage import Coverage
 from gradalign.sketch.exact import Place, check_against
 from gradalign.sketch.names import canonical_name, trainable_parameters
 from gradalign.sketch.preconditioner import Preconditioner
-from gradalign.sketch.shards import LocalGradient, check_part, local_part, own_part, paired, placed_as
+from gradalign.sketch.shards import (
+    LocalGradient,
+    LocalGradients,
+    check_part,
+    check_placement,
+    local_part,
+    own_part,
+    paired,
+    placed_as,
+)
 from gradalign.sketch.tables import HashTable
 from gradalign.sketch.totals import ExactSketch, Totals, check_finite, exact_sketch
 
@@ -116,6 +125,7 @@ class Sketcher:
                 totals.add(part, mesh)
             if against is not None:
                 other = against.get(name)
+                check_placement(name, parameter.grad, other)
                 local = None if other is None else local_part(other)[0]
                 totals.add_exact(part and part.tensor, local, mesh if part else _mesh_of(other))
         total, figures = totals.sum(local_part(named[0][1])[0].device)
@@ -123,20 +133,20 @@ class Sketcher:
         return total if against is None else exact_sketch(total, figures)
 
     @overload
-    def from_local_grads(self, parts: Iterable[LocalGradient], *, group: Any = None) -> Tensor: ...
+    def from_local_grads(self, parts: LocalGradients, *, group: Any = None) -> Tensor: ...
 
     @overload
-    def from_local_grads(
-        self, parts: Iterable[LocalGradient], *, group: Any = None, against: Iterable[LocalGradient]
-    ) -> ExactSketch: ...
+    def from_local_grads(self, parts: LocalGradients, *, group: Any = None, against: LocalGradients) -> ExactSketch: ...
 
     def from_local_grads(
-        self, parts: Iterable[LocalGradient], *, group: Any = None, against: Iterable[LocalGradient] | None = None
+        self, parts: LocalGradients, *, group: Any = None, against: LocalGradients | None = None
     ) -> Tensor | ExactSketch:
         """The sketch of a gradient of which each rank holds some parts, for any other sharding.
 
         Args:
-            parts: this rank's parts, of whichever parameters. A part that several ranks hold is to be given by one of them.
+            parts: this rank's parts, of whichever parameters, as `LocalGradient`s or plain tuples (name, global shape,
+                offset, tensor); or an object whose `iter_local_grads()` gives them. A part that several ranks hold is to be
+                given by one of them.
             group: the process group to add the sketches over; None for no communication (add them yourself: they are
                 linear).
             against: this rank's parts of the validation gradient, one for each of `parts` and in their order.
@@ -148,7 +158,7 @@ class Sketcher:
             SketchError: a name that is not sketched, another shape, a part outside it, inf or NaN, or parts of the
                 validation gradient that lie elsewhere.
         """
-        totals, seen, device = self._totals(against), [], torch.device("cpu")
+        totals, seen, device = self._totals(against), [], next(self._model.parameters()).device
         for given, other in paired(parts, against):
             part = self._scaled(given._replace(name=canonical_name(given.name)))
             totals.add(part, None)
@@ -284,7 +294,7 @@ def _refuse_flat_parameters(model: nn.Module) -> None:
     if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
         raise SketchError(
             "the model is wrapped in FSDP1, whose parameters are flat pieces; make the Sketcher before wrapping it and use "
-            "from_local_grads(), or shard it with FSDP2 (fully_shard), which from_grads() reads as it is."
+            "from_local_grads(fsdp1_local_grads(model)), or shard it with FSDP2 (fully_shard), which from_grads() takes."
         )
 
 

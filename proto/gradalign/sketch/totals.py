@@ -82,11 +82,6 @@ class Totals:
 
     def add_exact(self, tensor: Tensor | None, against: Tensor | None, mesh: Any) -> None:
         """Add the product and the squared norms of two parts that lie in one place; None stands for zeros."""
-        if tensor is not None and against is not None and tensor.shape != against.shape:
-            raise SketchError(
-                f"this rank holds {tuple(tensor.shape)} of a gradient and {tuple(against.shape)} of the validation "
-                "gradient; take sketcher.gradients() of the model as it is sharded now."
-            )
         known = [t.detach().flatten() for t in (tensor, against) if t is not None]
         if not known or not known[0].numel():
             return
