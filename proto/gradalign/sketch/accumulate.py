@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradalign.sketch import compiled
+from gradalign.sketch import compiled, fused
 from gradalign.sketch.exact import Exact, Piece, Place
 from gradalign.sketch.factors import add_factors, cheaper
 from gradalign.sketch.fixed import add_fixed
@@ -200,6 +200,10 @@ class Accumulator:
             self._find(
                 first, compiled.add_matrices(wide.numpy(), products.numpy(), work.table, whole=whole, against=against)
             )
+            return
+        if fused.available(wide, products):
+            fused.add_matrices(wide[:, : work.table.dim], products, work.table)
+            self._measure(first, products, work)
             return
         rows, cols = work.table.rows, work.table.cols
         buckets = (rows.buckets[:, None] + cols.buckets).flatten()

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradalign.sketch import compiled
+from gradalign.sketch import compiled, fused
 from gradalign.sketch.tables import HashTable
 
 __all__ = ["add_matrix"]
@@ -25,6 +25,9 @@ def add_matrix(total: Tensor, gradient: Tensor, table: HashTable) -> None:
     """
     rows, cols = len(table.rows), len(table.cols)
     matrix = gradient.detach().reshape(rows, cols)
+    if fused.available(total, matrix):
+        fused.add_matrices(total.unsqueeze(0), matrix.unsqueeze(0), table)
+        return
     fast = total.device.type == "cpu" and compiled.available()
     if fast and matrix.dtype in _NATIVE:
         _add_compiled(total, matrix, table)
