@@ -1,4 +1,5 @@
-# mypy: disable-error-code="untyped-decorator, misc"
+# mypy: disable-error-code="untyped-decorator, misc, no-untyped-def, no-untyped-call"
+# ruff: noqa: ANN001, ANN202, N803, PLR0917 - triton takes arguments by position, and compiles annotations
 """The sketch on a GPU in one fused kernel: a gradient is read once, and its hashes come from O(R + C) tables.
 
 Each program loads a tile, multiplies it by the signs of its rows and columns in float32, and adds it to the buckets with
@@ -7,8 +8,6 @@ relaxed atomics, in one of several copies of them that all fit the L2 cache. Imp
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
@@ -26,20 +25,20 @@ _GRID = 65535  # the most programs along the second axis of a grid
 
 
 @triton.jit
-def _add(  # noqa: PLR0917 - triton takes arguments by position
-    matrices: Any,
-    row_buckets: Any,
-    row_signs: Any,
-    col_buckets: Any,
-    col_signs: Any,
-    buckets: Any,
-    rows: Any,
-    cols: Any,
-    dim: Any,
-    copies: Any,
-    ROWS: tl.constexpr,  # noqa: N803 - triton's custom
-    COLS: tl.constexpr,  # noqa: N803
-) -> None:
+def _add(
+    matrices,
+    row_buckets,
+    row_signs,
+    col_buckets,
+    col_signs,
+    buckets,
+    rows,
+    cols,
+    dim,
+    copies,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
     tile, each = tl.program_id(0), tl.program_id(1).to(tl.int64)
     across = tl.cdiv(cols, COLS)
     row = (tile // across) * ROWS + tl.arange(0, ROWS)
