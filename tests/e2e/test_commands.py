@@ -4,10 +4,12 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from gradalign import Client
 from gradalign_trainer.config import load_config
 from gradalign_trainer.demo import demo_config
 from gradalign_trainer.tracking import read_metrics
@@ -68,6 +70,35 @@ def test_train_writes_metrics_and_a_checkpoint_and_resumes(scorer, base, tmp_pat
     resumed = gradalign("train", config, *settings, "--set", "rounds=2", "--resume", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert [line["round"] for line in read_metrics(tmp_path / "run")] == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_a_trainer_that_is_killed_goes_on_from_its_checkpoint(scorer, base, tmp_path, run_id):
+    (tmp_path / "rewards_of_ours.py").write_text(REWARD)
+    settings = sets(
+        *SMALL, "rounds=200", "checkpoint_every=1", f"run_id={run_id}", f"output={tmp_path}/run",
+        f"scorer.url={scorer.url}", f"model.path={base}",
+    )  # fmt: skip
+    command = ["train", CONFIGS / "demo-inverted.toml", *settings]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gradalign", *map(str, command)], cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    metrics = tmp_path / "run/metrics.jsonl"
+    while not (metrics.exists() and len(read_metrics(tmp_path / "run")) > 3):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    reached = len(read_metrics(tmp_path / "run")) - 1
+    resumed = gradalign(*command, "--set", f"rounds={reached + 2}", "--resume", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    lines = read_metrics(tmp_path / "run")
+    assert [line["round"] for line in lines] == list(range(reached + 3))
+    assert lines[-1]["fallbacks"] == 0
+    with Client(scorer.url, run_id=run_id) as client:
+        assert client.run().epoch == 2
 
 
 def test_train_says_what_is_wrong_with_its_settings(tmp_path):

@@ -182,7 +182,7 @@ class TrainConfig:
     evaluation: str = field(default="exact", metadata=limits(choices=("exact", "sampled")))
     evaluation_rollouts: int = field(default=4, metadata=_COUNT)
     evaluate_every: int = field(default=1, metadata=_COUNT)
-    checkpoint_every: int = field(default=0, metadata=limits(low=0))
+    checkpoint_every: int = field(default=5, metadata=limits(low=0))
     checkpoints_kept: int = field(default=2, metadata=_COUNT)
     trackers: tuple[str, ...] = field(default=(), metadata=limits(key="tracking.trackers", choices=TRACKERS))
 
