@@ -150,3 +150,17 @@ def test_an_output_folder_of_an_earlier_run_is_refused(play, run_id):
         play(None, strategy="random", rounds=1)
     with pytest.raises(GradAlignError, match="Resume with the configuration it was made with"):
         play(None, strategy="random", rounds=2, resume=True, run_id=f"{run_id}-other")
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["sketched", "exact"])
+def test_updates_can_score_what_they_train_on_and_train_the_same(scorer, play, run_id, exact):
+    settings = {"exact_alignments": exact, "batch_problems": 12}  # 8 are selected: some come twice in a batch
+    plain, _ = play(scorer.url, "plain", run_id=f"{run_id}-a", **settings)
+    told, _ = play(scorer.url, "told", run_id=f"{run_id}-b", score_updates=True, **settings)
+    for name, weight in weights(plain).items():
+        torch.testing.assert_close(weights(told)[name], weight, rtol=1e-3, atol=1e-5)
+    rows = problems_of(scorer.url, f"{run_id}-b").values()
+    assert sum(row.times_scored for row in rows) == 2 * (24 + 2 * 8)
+    assert sum(row.times_selected for row in rows) == 2 * 8
+    with Client(scorer.url, run_id=f"{run_id}-b") as client:
+        assert client.run().policy_version == 3

@@ -101,6 +101,8 @@ class TrainConfig:
         strategy: of the scorer; `random` chooses here and needs no scorer.
         mode: `choose` scores a pool, then trains on the selection with fresh rollouts; `weight` scores each training
             batch and weights its groups, so that no rollout is spent on scoring.
+        score_updates: in mode `choose`, also send the scorer the sketches of the problems trained on, taken out of the
+            updates' own backwards, so that what it remembers of them is fresh.
         pool_size: candidates per round (the paper's M); one request holds at most 4096.
         select_fraction: share of them that is trained on (the paper's q).
         group_size: rollouts per problem; at least 2, since one has no advantage over itself.
@@ -158,6 +160,7 @@ class TrainConfig:
     scorer_retries: int = field(default=5, metadata=limits(key="scorer.retries", low=0, high=100))
     strategy: str = field(default="cosine", metadata=limits(choices=STRATEGIES))
     mode: str = field(default="choose", metadata=limits(choices=("choose", "weight")))
+    score_updates: bool = False
     pool_size: int = field(default=96, metadata=limits(low=1, high=MAX_PROBLEMS))
     select_fraction: float = field(default=1 / 3, metadata=limits(above=0, high=1))
     group_size: int = field(default=8, metadata=limits(low=2))

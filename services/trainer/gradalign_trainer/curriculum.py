@@ -82,6 +82,25 @@ class Measured:
     dots: Sequence[float] | None = None
     dots_version: int | None = None
 
+    def distinct(self) -> Measured:
+        """The same with only the first row of every problem."""
+        first = list({problem_id: row for row, problem_id in reversed(list(enumerate(self.problem_ids)))}.values())
+        first.sort()
+
+        def rows(column: Sequence[T]) -> list[T]:
+            return [column[row] for row in first]
+
+        return Measured(
+            problem_ids=rows(self.problem_ids),
+            sketches=self.sketches[first],
+            tokens=rows(self.tokens),
+            rollouts=rows(self.rollouts),
+            pass_rates=rows(self.pass_rates),
+            norms=None if self.norms is None else rows(self.norms),
+            dots=None if self.dots is None else rows(self.dots),
+            dots_version=self.dots_version,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -187,8 +206,23 @@ class Curriculum:
 
         Where the scorer is away or holds no validation gradient, the choice is random and all weights are 1.
         """
+        ranking = self._score(measured, policy_version, select=count)
+        if ranking is None:
+            return self.choose_at_random(measured.problem_ids, count, round_number=round_number)
+        self.scored += len(ranking.problem_ids)
+        weights = dict(zip(ranking.problem_ids, ranking.weights, strict=True))
+        return Choice(selected=ranking.selected, weights=weights, ranking=ranking)
+
+    def record(self, measured: Measured, *, policy_version: int) -> None:
+        """Score problems without selecting any, so that the scorer remembers them as they are now."""
+        if self.adaptive and not self._away and not self.needs_validation:
+            ranking = self._score(measured.distinct(), policy_version, select=None)
+            self.scored += 0 if ranking is None else len(ranking.problem_ids)
+
+    def _score(self, measured: Measured, policy_version: int, *, select: int | None) -> Ranking | None:
+        """The scorer's ranking; None where it is away or holds another validation gradient than was measured against."""
         try:
-            ranking = self._attempt(
+            return self._attempt(
                 "score",
                 lambda client: client.score(
                     measured.problem_ids,
@@ -202,17 +236,13 @@ class Curriculum:
                     rollouts=measured.rollouts,
                     pass_rates=measured.pass_rates,
                     strategy=self._strategy,
-                    select=count,
+                    select=select,
                 ),
             )
         except (ValidationMissing, ValidationMismatch) as error:
             logger.warning("The validation gradient will be refreshed: %s", error)
-            self.needs_validation, ranking = True, None
-        if ranking is None:
-            return self.choose_at_random(measured.problem_ids, count, round_number=round_number)
-        self.scored += len(ranking.problem_ids)
-        weights = dict(zip(ranking.problem_ids, ranking.weights, strict=True))
-        return Choice(selected=ranking.selected, weights=weights, ranking=ranking)
+            self.needs_validation = True
+            return None
 
     def choose_at_random(self, problem_ids: Sequence[str], count: int, *, round_number: int) -> Choice:
         """A seeded uniform choice; counted as a fallback where the scorer was wanted."""

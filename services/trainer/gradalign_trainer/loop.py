@@ -142,10 +142,19 @@ class _Run:
         for step in range(config.updates_per_round):
             batch = order[step * config.batch_problems : (step + 1) * config.batch_problems]
             scored = self._rollouts(batch, config.group_size, "update", step)
-            norms.append(self.policy.update(scored))
+            norms.append(self._update(scored))
             means.append(float(scored.rewards.mean()))
             self.observer.advance()
         return {"reward": fmean(means), "gradient_norm": fmean(norms), **self._scorer_figures(choice)}
+
+    def _update(self, scored: ScoredRollouts) -> float:
+        """The norm of the gradient; the problems trained on are scored too where the settings say so."""
+        if not self.config.score_updates or not self.curriculum.adaptive:
+            return self.policy.update(scored)
+        version = self.policy.version
+        norm, measured = self.policy.update_and_measure(scored)
+        self.curriculum.record(measured, policy_version=version)
+        return norm
 
     def weighted_round(self) -> dict[str, float]:
         """Generate, then weight: every training batch is scored, and its groups count by their weight."""

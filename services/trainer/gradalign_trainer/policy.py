@@ -158,6 +158,22 @@ class Policy:
         for part in torch.arange(len(scored.problems)).split(self.config.problems_per_backward):
             losses = problem_losses(self.model, scored.rollouts.groups(part.tolist()), scored.advantages[part])
             (losses * share[part]).sum().backward()
+        return self._step()
+
+    def update_and_measure(self, scored: ScoredRollouts) -> tuple[float, Measured]:
+        """As `update`, and the gradients of the problems trained on, out of the very backwards of the update.
+
+        They are of the policy version before the step.
+        """
+        kept = self.validation
+        sketched = self._meter.measure(
+            scored,
+            shares=torch.full((len(scored.problems),), 1 / len(scored.problems)),
+            against=None if kept is None else kept.gradient,
+        )
+        return self._step(), _measured(scored, sketched, None if kept is None else kept.version)
+
+    def _step(self) -> float:
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm))
         self.optimizer.step()
         self.scheduler.step()
