@@ -29,7 +29,8 @@ class Scored:
 
     def part(self, start: int, stop: int) -> Scored:
         """Some of the problems."""
-        return Scored(self.rollouts.groups(range(start, stop)), self.advantage[start:stop])
+        picked = range(start, min(stop, len(self.advantage)))
+        return Scored(self.rollouts.groups(picked), self.advantage[start:stop])
 
     def losses(self, model: nn.Module) -> Tensor:
         """The GRPO loss of each problem, [P]."""
