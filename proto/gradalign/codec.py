@@ -15,6 +15,7 @@ __all__ = [
     "JSON",
     "MAX_HEADER_BYTES",
     "MSGPACK",
+    "decode_arriving",
     "decode_json",
     "decode_request",
     "decode_value",
@@ -30,6 +31,7 @@ _FIRST_FEED = 64 << 10
 # msgpack allocates a list of the declared length before it reads one element: nested declarations must stay small.
 _LIMITS = {"max_array_len": 2 * MAX_PROBLEMS, "max_map_len": 64, "max_ext_len": 0}
 _BIN_LENGTH_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
+_LONGEST_BIN_PREFIX = 5
 
 Sketched = TypeVar("Sketched", ScoreRequest, RefreshRequest)
 
@@ -57,7 +59,17 @@ def split_body(body: memoryview) -> tuple[Any, memoryview]:
     Raises:
         MalformedRequest: not a header map followed by exactly one bin that ends with the body.
     """
-    header, start = _read_header(body)
+    split = _split(body, len(body))
+    assert split is not None
+    return split
+
+
+def _split(body: memoryview, arrived: int) -> tuple[Any, memoryview] | None:
+    """As `split_body`, of a body of which only the first bytes are there; None where they do not tell yet."""
+    found = _read_header(body, arrived)
+    if found is None or (arrived < len(body) and arrived < found[1] + _LONGEST_BIN_PREFIX):
+        return None
+    header, start = found
     if len(body) <= start:
         raise MalformedRequest(
             f"the body ends after its header, at byte {start}; expected a msgpack bin with the sketches behind it."
@@ -80,8 +92,8 @@ def split_body(body: memoryview) -> tuple[Any, memoryview]:
     return header, body[begin:]
 
 
-def _read_header(body: memoryview) -> tuple[Any, int]:
-    limit = min(len(body), MAX_HEADER_BYTES)
+def _read_header(body: memoryview, arrived: int) -> tuple[Any, int] | None:
+    limit = min(arrived, MAX_HEADER_BYTES)
     feed = min(_FIRST_FEED, limit)
     while True:
         unpacker = msgpack.Unpacker(max_buffer_size=MAX_HEADER_BYTES, strict_map_key=True, **_LIMITS)
@@ -90,6 +102,8 @@ def _read_header(body: memoryview) -> tuple[Any, int]:
             return unpacker.unpack(), unpacker.tell()
         except msgpack.OutOfData:
             if feed == limit:
+                if arrived < min(len(body), MAX_HEADER_BYTES):
+                    return None
                 raise MalformedRequest(
                     f"the header does not end within {limit} bytes: the body is truncated, or its header larger than "
                     f"{MAX_HEADER_BYTES} bytes. Send a complete msgpack map first."
@@ -99,6 +113,17 @@ def _read_header(body: memoryview) -> tuple[Any, int]:
             raise MalformedRequest(
                 f"the header is not msgpack ({type(error).__name__}: {error}); expected a map with string keys."
             ) from None
+
+
+def decode_arriving(message: type[Sketched], body: memoryview, arrived: int) -> Sketched | None:
+    """As `decode_request` for msgpack, of a body of which only the first `arrived` bytes are there.
+
+    Returns:
+        The request, whose sketches view all of `body`, what is still to come included; None while the bytes do not hold the
+        whole header.
+    """
+    split = _split(body, arrived)
+    return None if split is None else message.from_header(*split)
 
 
 def decode_request(message: type[Sketched], content_type: str, body: memoryview) -> Sketched:

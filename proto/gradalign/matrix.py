@@ -44,6 +44,12 @@ class SketchMatrix:
                 param="sketches",
             )
 
+    def part(self, rows: slice) -> SketchMatrix:
+        """Some consecutive rows, not copied."""
+        start, stop, _ = rows.indices(self.rows)
+        size = self.dim * ITEMSIZE[self.dtype]
+        return SketchMatrix(self.data[start * size : stop * size], stop - start, self.dim, self.dtype)
+
     @classmethod
     def of(cls, sketches: Any) -> SketchMatrix:
         """The wire's bytes of a numpy array, a torch tensor (any device) or nested lists, [problems, dim].

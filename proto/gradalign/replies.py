@@ -6,7 +6,7 @@ Keys that a newer scorer adds are ignored, so an older client keeps working.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 from gradalign.errors import MalformedRequest
@@ -23,12 +23,19 @@ __all__ = [
 ]
 
 
+def _plain(value: Any) -> Any:
+    """Replies inside of a reply as maps."""
+    if isinstance(value, list) and value and isinstance(value[0], _Reply):
+        return [row.to_map() for row in value]
+    return value
+
+
 class _Reply:
     """Reads a reply from a map and writes it as one."""
 
     def to_map(self) -> dict[str, Any]:
-        """The map that goes on the wire."""
-        return asdict(self)  # type: ignore[call-overload,no-any-return]
+        """The map that goes on the wire; its lists are the reply's own."""
+        return {each.name: _plain(getattr(self, each.name)) for each in fields(self)}  # type: ignore[arg-type]
 
     @classmethod
     def from_map(cls, value: Any) -> Self:

@@ -19,12 +19,11 @@ __all__ = ["Products", "SketchRows", "gram", "products", "weighted_sum"]
 
 Floats = npt.NDArray[np.float64]
 
-# A block is converted to float32 and read again from the cache: 128 rows of 8192 are 4 MiB.
-_CPU_BLOCK_ROWS = 128
-_CPU_BLOCK_ELEMENTS = 1 << 20
+# A block is converted to float32 and read again from the cache: 1 MiB.
+_CPU_BLOCK_ELEMENTS = 1 << 18
 _CUDA_BLOCK_ELEMENTS = 1 << 26
 _ROW_STEP = 16
-_GRAM_COLUMNS = 2048
+_GRAM_ROWS, _GRAM_COLUMNS = 128, 2048
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 # Outside of these bounds the squares of a float32 row have lost digits, or overflowed: such rows are taken in float64.
 _SQUARE_LOW, _SQUARE_HIGH = 1e-24, 1e36
@@ -53,23 +52,31 @@ class SketchRows:
         return self.matrices[0].dim
 
     def blocks(self, most: int) -> Iterator[tuple[slice, Tensor]]:
-        """Consecutive rows, at most `most` at a time: their place, and a CPU tensor [rows, dim] in the wire's dtype."""
+        """Consecutive rows, at most `most` at a time: their place, and a CPU tensor [rows, dim] in the wire's dtype.
+
+        A tensor is good until the next one is asked for.
+        """
         done = 0
         for matrix in self.matrices:
-            for start in range(0, matrix.rows, most):
-                stop = min(start + most, matrix.rows)
-                yield slice(done + start, done + stop), _block(matrix, start, stop)
+            for start, block in _blocks(matrix, most):
+                yield slice(done + start, done + start + len(block)), block
             done += matrix.rows
 
 
-def _block(matrix: SketchMatrix, start: int, stop: int) -> Tensor:
+def _blocks(matrix: SketchMatrix, most: int) -> Iterator[tuple[int, Tensor]]:
     dtype = _DTYPES[matrix.dtype]
     row = matrix.dim * dtype.itemsize
-    data = matrix.data[start * row : stop * row]
-    # torch takes misaligned memory without a word, and warns of memory it may not write: such a block is copied.
-    if data.readonly or np.frombuffer(data, np.uint8).ctypes.data % dtype.itemsize:
-        data = memoryview(bytearray(data))
-    return torch.frombuffer(data, dtype=dtype).view(stop - start, matrix.dim)
+    data = np.frombuffer(matrix.data, np.uint8)
+    # torch takes misaligned memory without a word, and warns of memory it may not write: such blocks are copied.
+    copied = matrix.data.readonly or data.ctypes.data % dtype.itemsize != 0
+    staging = np.empty(min(most, matrix.rows) * row, np.uint8) if copied else data
+    for start in range(0, matrix.rows, most):
+        stop = min(start + most, matrix.rows)
+        part = data[start * row : stop * row]
+        if copied:
+            staging[: len(part)] = part
+            part = staging[: len(part)]
+        yield start, torch.from_numpy(part).view(dtype).view(stop - start, matrix.dim)
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,12 @@ class Products:
     norms: Floats
     finite: npt.NDArray[np.bool_]
 
+    @classmethod
+    def joined(cls, parts: Sequence[Products]) -> Products:
+        """Parts of one request, in the order of its rows, as one."""
+        columns = ([getattr(part, name) for part in parts] for name in ("dots", "norms", "finite"))
+        return cls(*map(np.concatenate, columns))
+
     @property
     def signal(self) -> npt.NDArray[np.bool_]:
         """Finite rows that are not zero, [n]."""
@@ -98,7 +111,7 @@ class Products:
         return np.clip(quotient, -1.0, 1.0)
 
 
-def products(rows: SketchRows, vector: Tensor | None, device: torch.device) -> Products:
+def products(rows: SketchRows, vector: Tensor | None, device: torch.device, *, of: int | None = None) -> Products:
     """Products of every row with a vector, and the norms of the rows.
 
     A row's result does not depend on where it stands: every block of a call has the same shape.
@@ -107,15 +120,17 @@ def products(rows: SketchRows, vector: Tensor | None, device: torch.device) -> P
         rows: [n, dim].
         vector: float32 [dim], or None for norms alone.
         device: to compute on.
+        of: number of rows that these are a part of; all parts of one request give the results that the whole would.
     """
     count = len(rows)
     dots, squares = torch.zeros(count), torch.zeros(count)
-    most = _block_rows(count, rows.dim, device)
+    most = _block_rows(of or count, rows.dim, device)
     buffer = torch.zeros(most, rows.dim, dtype=torch.float32, device=device)
     there = None if vector is None else vector.to(device, torch.float32)
     for place, block in rows.blocks(most):
         filled = block.shape[0]
-        buffer[:filled].copy_(block)
+        # Copied as it is and converted there: half the bytes on the way to a GPU.
+        buffer[:filled].copy_(block.to(device, non_blocking=True))
         squares[place] = torch.linalg.vector_norm(buffer, dim=1)[:filled].square().cpu()
         if there is not None:
             dots[place] = (buffer @ there)[:filled].cpu()
@@ -144,7 +159,7 @@ def _correct(result: Products, rows: SketchRows, vector: Tensor | None, odd: npt
 
 def _block_rows(count: int, dim: int, device: torch.device) -> int:
     cpu = device.type == "cpu"
-    most = min(_CPU_BLOCK_ROWS, _CPU_BLOCK_ELEMENTS // dim) if cpu else _CUDA_BLOCK_ELEMENTS // dim
+    most = (_CPU_BLOCK_ELEMENTS if cpu else _CUDA_BLOCK_ELEMENTS) // dim
     rows = max(_ROW_STEP, min(most, count))
     return -(-rows // _ROW_STEP) * _ROW_STEP
 
@@ -183,7 +198,7 @@ def gram(rows: SketchRows, scale: Floats, device: torch.device) -> Floats:
     factors = torch.from_numpy(scale)
     for start in range(0, rows.dim, _GRAM_COLUMNS):
         columns = torch.zeros(count, min(_GRAM_COLUMNS, rows.dim - start), dtype=torch.float32, device=device)
-        for place, block in rows.blocks(_CPU_BLOCK_ROWS):
+        for place, block in rows.blocks(_GRAM_ROWS):
             used = factors[place] != 0
             part = block[:, start : start + _GRAM_COLUMNS].double() * factors[place, None]
             columns[place] = torch.where(used[:, None], part, 0.0).to(device, torch.float32)

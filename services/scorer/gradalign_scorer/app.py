@@ -25,6 +25,7 @@ from gradalign.errors import error_from_wire
 from gradalign_scorer.admission import Admission
 from gradalign_scorer.alignment import SketchRows, products
 from gradalign_scorer.bodies import BodyReader
+from gradalign_scorer.buffers import BufferPool
 from gradalign_scorer.context import Context, context_of
 from gradalign_scorer.engine import Engine, pick_device
 from gradalign_scorer.gate import KeyGate
@@ -82,7 +83,7 @@ def _context(settings: Settings, redis_url: str) -> Context:
         store=store,
         engine=engine,
         admission=admission,
-        bodies=BodyReader(settings, admission),
+        bodies=BodyReader(settings, admission, BufferPool(settings.pool_bytes, pinned=engine.device.type == "cuda")),
         service=Service(store, engine, ValidationCache(store, settings.cache_bytes), metrics),
         metrics=metrics,
     )

@@ -1,47 +1,80 @@
-"""Reading a request's body: checked by its headers first, admitted, then read into one buffer."""
+"""Reading a request's body: checked by its headers first, admitted, then read into one buffer, and of use while it comes."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import zlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
 
+import numpy as np
 from starlette.requests import Request
 
-from gradalign import MalformedRequest, PayloadTooLarge, UnsupportedMediaType
+from gradalign import MalformedRequest, PayloadTooLarge, UnsupportedMediaType, WireError
 from gradalign.codec import JSON, MSGPACK, media_type
 from gradalign_scorer.admission import Admission, Place
+from gradalign_scorer.buffers import BufferPool
+from gradalign_scorer.directbody import direct_body
 from gradalign_scorer.negotiation import mark_body_read
 from gradalign_scorer.settings import Settings
 
 __all__ = ["Body", "BodyReader"]
 
-_DIGESTED_WHOLE = 1 << 20
+_DIGESTED_WHOLE = 1 << 18
+_PIECE = 8 << 10
 
 
-@dataclass(frozen=True)
 class Body:
-    """A body that was read whole.
+    """A body, of which the first `arrived` bytes are there.
 
     Attributes:
         content_type: `application/msgpack` or `application/json`.
-        data: writable, so that tensors may view it.
+        data: all of it, also what is still to come; writable, so that tensors may view it.
+        arrived: bytes that are there.
     """
 
-    content_type: str
-    data: memoryview
+    def __init__(self, content_type: str, data: memoryview, *, arrived: int | None = None) -> None:
+        self.content_type = content_type
+        self.data = data
+        self.arrived = len(data) if arrived is None else arrived
+        self._more = asyncio.Event()
+        self._reading: asyncio.Task[None] | None = None
+
+    def begin(self, reading: asyncio.Task[None]) -> None:
+        """Name the task that brings the rest."""
+        self._reading = reading
+        reading.add_done_callback(lambda _: self._more.set())
+
+    def take(self, arrived: int) -> None:
+        """Note that so many bytes are there."""
+        self.arrived = arrived
+        self._more.set()
+
+    async def until(self, count: int) -> None:
+        """Return once the first `count` bytes are there; raises what ended the reading before that."""
+        while self.arrived < min(count, len(self.data)):
+            if self._reading is not None and self._reading.done():
+                self._reading.result()
+            self._more.clear()
+            await self._more.wait()
+
+    async def whole(self) -> None:
+        """Return once all of it is there; raises what ended the reading before that."""
+        await self.until(len(self.data))
+        if self._reading is not None:
+            await self._reading
 
     def digest(self) -> bytes:
         """Tells this body from another under the same request id: a guard against mistakes, not against forgery.
 
-        A cryptographic hash of 64 MiB takes longer than scoring them, so the bulk goes into a CRC.
+        A cryptographic hash of 64 MiB takes longer than scoring them, so the bulk goes in as sums of 8 KiB pieces.
         """
         head = hashlib.blake2b(self.data[:_DIGESTED_WHOLE], digest_size=16)
         head.update(len(self.data).to_bytes(8, "little"))
-        head.update(zlib.crc32(self.data).to_bytes(4, "little"))
+        rest = np.frombuffer(self.data[_DIGESTED_WHOLE:], np.uint8)
+        pieces = len(rest) // _PIECE * _PIECE
+        head.update(rest[:pieces].view(np.uint64).reshape(-1, _PIECE // 8).sum(axis=1).tobytes())
+        head.update(rest[pieces:].tobytes())
         return head.digest()
 
 
@@ -51,16 +84,18 @@ class BodyReader:
     Args:
         settings: for the limits.
         admission: shared by all routes that take a body.
+        pool: of buffers.
     """
 
-    def __init__(self, settings: Settings, admission: Admission) -> None:
+    def __init__(self, settings: Settings, admission: Admission, pool: BufferPool) -> None:
         self._limits = {MSGPACK: settings.max_body_bytes, JSON: min(settings.max_json_bytes, settings.max_body_bytes)}
         self._seconds = settings.body_seconds
         self._admission = admission
+        self._pool = pool
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[Body]:
-        """The body; the memory it claims is free again when the context ends.
+        """The body, as soon as it is admitted; its memory must not be looked at any more when the context has ended.
 
         Raises:
             UnsupportedMediaType, PayloadTooLarge, Overloaded: before any of the body is read.
@@ -71,22 +106,59 @@ class BodyReader:
         if declared is not None and declared > self._limits[kind]:
             raise self._too_large(kind, f"{declared} bytes long")
         with self._admission.admit() as place:
-            data = await (
-                self._stated(request, place, declared) if declared is not None else self._chunked(request, place, kind)
-            )
-            mark_body_read(request.scope)
-            yield Body(kind, memoryview(data))
+            if declared is None:
+                data = memoryview(await self._chunked(request, place, kind))
+                mark_body_read(request.scope)
+                yield Body(kind, data)
+                return
+            place.claim(declared)
+            buffer = self._pool.take(declared)
+            body = Body(kind, buffer.view, arrived=0)
+            async with self._arriving(request, body):
+                yield body
+            # Only here: after a cancellation, say, the compute thread may still be reading.
+            self._pool.give(buffer)
 
-    async def _stated(self, request: Request, place: Place, length: int) -> bytearray:
-        place.claim(length)
-        data = bytearray(length)
+    @asynccontextmanager
+    async def _arriving(self, request: Request, body: Body) -> AsyncIterator[None]:
+        reading = asyncio.create_task(self._stated(request, body))
+        body.begin(reading)
+        try:
+            yield
+        except WireError:
+            # Refused while it still comes: a client that is sending would not see the answer.
+            with suppress(WireError):
+                await reading
+            raise
+        finally:
+            if not reading.done():
+                reading.cancel()
+                with suppress(asyncio.CancelledError, WireError):
+                    await reading
+            elif not reading.cancelled():
+                reading.exception()
+
+    async def _stated(self, request: Request, body: Body) -> None:
+        length, fill = len(body.data), direct_body(request.scope)
+        if fill is not None:
+            try:
+                whole = await fill(body.data, self._seconds, body.take)
+            except TimeoutError:
+                raise self._stalled() from None
+            if not whole:
+                raise MalformedRequest("the connection was closed before the whole body came.")
+        else:
+            await self._in_pieces(request, body, length)
+        mark_body_read(request.scope)
+
+    async def _in_pieces(self, request: Request, body: Body, length: int) -> None:
         filled = 0
         async for chunk in self._chunks(request):
-            data[filled : filled + len(chunk)] = chunk
+            body.data[filled : filled + len(chunk)] = chunk
             filled += len(chunk)
+            body.take(filled)
         if filled != length:
             raise MalformedRequest(f"Content-Length is {length} and {filled} bytes came; send all of them.")
-        return data
 
     async def _chunked(self, request: Request, place: Place, kind: str) -> bytearray:
         data = bytearray()
@@ -104,12 +176,13 @@ class BodyReader:
                 async with asyncio.timeout(self._seconds):
                     chunk = await anext(stream, None)
             except TimeoutError:
-                raise MalformedRequest(
-                    f"no more of the body came for {self._seconds:g} s; send it whole and without pauses."
-                ) from None
+                raise self._stalled() from None
             if chunk is None:
                 return
             yield chunk
+
+    def _stalled(self) -> MalformedRequest:
+        return MalformedRequest(f"no more of the body came for {self._seconds:g} s; send it whole and without pauses.")
 
     def _too_large(self, kind: str, fault: str) -> PayloadTooLarge:
         limit = self._limits[kind]

@@ -67,7 +67,13 @@ class Scored:
 
 
 def score(
-    request: ScoreRequest, strategy: str, validation: Tensor | None, evidence: Evidence, device: torch.device
+    request: ScoreRequest,
+    strategy: str,
+    validation: Tensor | None,
+    evidence: Evidence,
+    device: torch.device,
+    *,
+    parts: Products | None = None,
 ) -> Scored:
     """Rank the problems of a request.
 
@@ -77,13 +83,14 @@ def score(
         validation: unit validation gradient, float32 [dim], or None.
         evidence: from earlier requests.
         device: to compute on.
+        parts: products of the sketches with `validation`, where they were taken already.
 
     Raises:
         InvalidValue: the strategy needs a column that was not sent, or the dots are longer than the norms.
         ValidationMissing: the strategy needs a validation gradient.
     """
     rows = SketchRows([request.sketches])
-    parts = products(rows, validation, device)
+    parts = parts or products(rows, validation, device)
     signal = _signal(request, parts)
     norms = np.where(signal, parts.norms if request.norms is None else np.array(request.norms), 0.0)
     alignments = None if validation is None else _alignments(request, parts, signal, norms)

@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from gradalign_scorer.context import Context
+from gradalign_scorer.directbody import DirectBodyProtocol
 from gradalign_scorer.settings import Settings, SettingsError
 
 __all__ = ["Server", "bound_sockets"]
@@ -41,6 +42,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=DirectBodyProtocol,
                 log_config=None,
                 access_log=False,
                 # Above the client's 30 s, so that the side that sends is the side that gives a connection up.

@@ -7,6 +7,7 @@ request stores nothing.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +18,8 @@ import torch
 from gradalign import RefreshRequest, ScoreRequest, SelectRequest, Unavailable, ValidationMismatch, WireError
 from gradalign_scorer.aggregation import ValidationGradient, aggregate
 from gradalign_scorer.alignment import SketchRows
+from gradalign_scorer.arrival import arriving_products
+from gradalign_scorer.bodies import Body
 from gradalign_scorer.engine import Engine
 from gradalign_scorer.metrics import Metrics
 from gradalign_scorer.outcomes import refresh_commit, score_commit, selection_commit
@@ -55,12 +58,13 @@ class Service:
         self._validations = validations
         self._metrics = metrics
 
-    async def score(self, request: ScoreRequest, digest: bytes) -> bytes:
+    async def score(self, request: ScoreRequest, body: Body) -> bytes:
         """Rank problems and remember their scores.
 
         Args:
-            request: a parsed `POST /score`.
-            digest: of the request's bytes; the same request id with another is refused.
+            request: a parsed `POST /score`, whose sketches view the body.
+            body: of the request, perhaps still coming: its rows are taken as they arrive. The same request id with another
+                body is refused.
 
         Returns:
             The `Ranking` in msgpack.
@@ -71,7 +75,7 @@ class Service:
         with _named(request.request_id):
             with self._metrics.stage("load"):
                 run = await self.store.load_run(request.run_id)
-                stored = await self._stored_reply(request, run, digest)
+                stored = await self._stored_reply(request, run, body)
                 if stored is not None:
                     return stored
                 _check_run(request, run)
@@ -81,20 +85,24 @@ class Service:
             strategy = request.strategy or (run.strategy if run else "cosine")
             with self._metrics.stage("compute"):
                 vector = None if validation is None else torch.tensor(validation.vector)
-                scored = await self.engine.run(partial(score, request, strategy, vector, evidence, self.engine.device))
+                parts = await arriving_products(request.sketches, vector, body, self.engine)
+                job = partial(score, request, strategy, vector, evidence, self.engine.device, parts=parts)
+                scored, digest = await asyncio.gather(self.engine.run(job), _digest(request, body))
             with self._metrics.stage("commit"):
                 reply = await self.store.commit_scores(score_commit(request, digest, strategy, validation, scored))
             self._metrics.problems.inc(len(scored.ids))
             self._metrics.rows_rejected.inc(len(scored.rejected))
             return reply
 
-    async def refresh(self, request: RefreshRequest, digest: bytes) -> bytes:
+    async def refresh(self, request: RefreshRequest, body: Body) -> bytes:
         """Replace the run's validation gradient; the `RefreshReply` in msgpack. Arguments and errors as for `score`."""
         with _named(request.request_id):
             gradient: ValidationGradient | None = None
+            await body.whole()
+            digest = await _digest(request, body)
             for _ in range(_REFRESH_TRIES):
                 run = await self.store.load_run(request.run_id)
-                stored = await self._stored_reply(request, run, digest)
+                stored = await self._stored_reply(request, run, body)
                 if stored is not None:
                     return stored
                 _check_run(request, run)
@@ -111,13 +119,13 @@ class Service:
                 retry_after=1.0,
             )
 
-    async def select(self, request: SelectRequest, digest: bytes) -> bytes:
+    async def select(self, request: SelectRequest, body: Body) -> bytes:
         """Pick from the stored priorities; the `Selection` in msgpack. Arguments and errors as for `score`."""
         with _named(request.request_id):
             run = await self.store.load_run(request.run_id)
             if run is None:
                 raise run_not_found(request.run_id)
-            stored = await self._stored_reply(request, run, digest)
+            stored = await self._stored_reply(request, run, body)
             if stored is not None:
                 return stored
             _check_clock(request.epoch, request.policy_version, run)
@@ -137,11 +145,17 @@ class Service:
                 seed=request.seed,
             )
             picks = await self.engine.run(partial(pick, scores, rule))
+            digest = await _digest(request, body)
             return await self.store.commit_selection(selection_commit(request, digest, run, scores, picks))
 
     async def _stored_reply(
-        self, request: ScoreRequest | RefreshRequest | SelectRequest, run: RunRecord | None, digest: bytes
+        self, request: ScoreRequest | RefreshRequest | SelectRequest, run: RunRecord | None, body: Body
     ) -> bytes | None:
+        if request.request_id is None or run is None or not await self.store.has_reply(run, request.request_id):
+            if run is not None and request.epoch is not None and request.epoch < run.epoch:
+                raise fenced(request.epoch, run.epoch)
+            return None
+        digest = await _digest(request, body)
         stored = await self.store.stored_reply(run, request.request_id, digest, epoch=request.epoch)
         if stored is not None:
             self._metrics.repeated.inc()
@@ -160,6 +174,14 @@ class Service:
         return Evidence(
             columns.column("evidence_sum"), columns.column("evidence_weight"), moments[1] if moments else None
         )
+
+
+async def _digest(request: ScoreRequest | RefreshRequest | SelectRequest, body: Body) -> bytes:
+    """The digest that is stored with the request's id; empty without an id."""
+    if request.request_id is None:
+        return b""
+    await body.whole()
+    return await asyncio.to_thread(body.digest)
 
 
 @contextmanager

@@ -44,6 +44,7 @@ class Settings(BaseSettings):
         max_body_bytes: of a request; larger ones get a 413 before their body is read.
         max_json_bytes: of a request in JSON, which costs many times the memory of msgpack.
         max_admitted_bytes: of all bodies held at once.
+        pool_bytes: of free body buffers kept for later requests.
         max_requests: with a body, held at once; more get a 429.
         queue_size: jobs that may wait for the compute thread; more get a 429.
         body_seconds: longest wait for more of a body.
@@ -67,6 +68,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=1024 * MIB, ge=1024)
     max_json_bytes: int = Field(default=32 * MIB, ge=1024)
     max_admitted_bytes: int = Field(default=2048 * MIB, ge=1024)
+    pool_bytes: int = Field(default=256 * MIB, ge=0)
     max_requests: int = Field(default=64, ge=1)
     queue_size: int = Field(default=64, ge=1)
     body_seconds: float = Field(default=30.0, gt=0)

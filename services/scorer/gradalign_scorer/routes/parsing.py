@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TypeVar
 
 from starlette.requests import Request
 
 from gradalign import InvalidValue, RefreshRequest, ScoreRequest, SelectRequest
 from gradalign.checks import check_int, shown
-from gradalign.codec import decode_request, decode_value
+from gradalign.codec import MSGPACK, decode_arriving, decode_request, decode_value, media_type
 from gradalign_scorer.bodies import Body
 
 __all__ = ["epoch_parameter", "integer_parameter", "parse_select", "parse_sketches"]
 
+_FIRST_LOOK = 256 << 10
+
 Sketched = TypeVar("Sketched", ScoreRequest, RefreshRequest)
 
 
-def parse_sketches(message: type[Sketched], body: Body) -> tuple[Sketched, bytes]:
-    """A request whose sketches view the body, and the digest that goes with its request id (empty without one)."""
-    request = decode_request(message, body.content_type, body.data)
-    return request, body.digest() if request.request_id else b""
+async def parse_sketches(message: type[Sketched], body: Body) -> Sketched:
+    """A request whose sketches view the body, as soon as its header is there; the sketches may still be coming."""
+    await body.until(_FIRST_LOOK)
+    while body.arrived < len(body.data) and media_type(body.content_type) == MSGPACK:
+        arrived = body.arrived
+        request = await asyncio.to_thread(decode_arriving, message, body.data, arrived)
+        if request is not None:
+            return request
+        await body.until(2 * arrived)
+    await body.whole()
+    return await asyncio.to_thread(decode_request, message, body.content_type, body.data)
 
 
-def parse_select(body: Body) -> tuple[SelectRequest, bytes]:
-    """A /select request, and its digest."""
-    request = SelectRequest.from_json(decode_value(bytes(body.data), body.content_type))
-    return request, body.digest()
+async def parse_select(body: Body) -> SelectRequest:
+    """A /select request."""
+    await body.whole()
+    return SelectRequest.from_json(decode_value(bytes(body.data), body.content_type))
 
 
 def integer_parameter(request: Request, name: str, default: int, *, low: int = 0, high: int = 2**53 - 1) -> int:

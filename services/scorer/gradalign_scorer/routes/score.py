@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -28,5 +26,5 @@ async def score(request: Request) -> Response:
         async with context.bodies.read(request) as body:
             metrics.received.inc(len(body.data))
             with metrics.stage("decode"):
-                message, digest = await asyncio.to_thread(parse_sketches, ScoreRequest, body)
-            return packed_response(request.scope, await context.service.score(message, digest))
+                message = await parse_sketches(ScoreRequest, body)
+            return packed_response(request.scope, await context.service.score(message, body))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -25,5 +23,5 @@ async def select(request: Request) -> Response:
     context = context_of(request)
     async with context.bodies.read(request) as body:
         context.metrics.received.inc(len(body.data))
-        message, digest = await asyncio.to_thread(parse_select, body)
-        return packed_response(request.scope, await context.service.select(message, digest))
+        message = await parse_select(body)
+        return packed_response(request.scope, await context.service.select(message, body))

@@ -77,6 +77,11 @@ class RunStore:
             raw = await self._redis.hgetall(RunKeys(run_id).meta)
         return RunRecord(run_id, _texts(raw)) if raw else None
 
+    async def has_reply(self, run: RunRecord, request_id: str) -> bool:
+        """Whether a reply may be stored under this id; only `stored_reply` says whether it still counts."""
+        async with self._connection.guarded():
+            return bool(await self._redis.exists(RunKeys(run.run_id).reply(request_id)))
+
     async def stored_reply(
         self, run: RunRecord | None, request_id: str | None, digest: bytes, *, epoch: int | None = None
     ) -> bytes | None:

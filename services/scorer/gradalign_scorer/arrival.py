@@ -1,0 +1,47 @@
+"""Computing on the rows of a request while the others are still on their way."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from gradalign import SketchMatrix
+from gradalign_scorer.alignment import Products, SketchRows, products
+from gradalign_scorer.bodies import Body
+from gradalign_scorer.engine import Engine
+
+__all__ = ["arriving_products"]
+
+_PIECE = 8 << 20
+"""Bytes of sketches to a job: enough to be worth a job, and small enough to be done while the next ones arrive."""
+
+
+async def arriving_products(
+    sketches: SketchMatrix, vector: Tensor | None, body: Body, engine: Engine
+) -> Products | None:
+    """Products of the sketches with a vector, taken in pieces as they arrive; None where they are too few for that.
+
+    When this returns all of the body is there.
+
+    Args:
+        sketches: a view of the end of the body.
+        vector: float32 [dim], or None for norms alone.
+        body: perhaps still coming.
+        engine: to compute on; a slow sender holds no place in its queue.
+    """
+    if sketches.data.nbytes <= _PIECE or body.arrived == len(body.data):
+        await body.whole()
+        return None
+    row = sketches.data.nbytes // sketches.rows
+    start = len(body.data) - sketches.data.nbytes
+    step, done, parts = max(1, _PIECE // row), 0, []
+    while done < sketches.rows:
+        stop = min(done + step, sketches.rows)
+        await body.until(start + stop * row)
+        piece = SketchRows([sketches.part(slice(done, stop))])
+        job = partial(products, piece, vector, engine.device, of=sketches.rows)
+        parts.append(await engine.run(job))
+        done = stop
+    await body.whole()
+    return Products.joined(parts)
