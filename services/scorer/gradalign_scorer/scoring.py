@@ -139,7 +139,9 @@ def _alignments(request: ScoreRequest, parts: Products, signal: npt.NDArray[np.b
     if request.dots is None:
         # Both lengths from the sketch: their errors cancel in part, and the quotient stays within [-1, 1].
         return parts.cosines()
-    quotient: Floats = np.divide(np.array(request.dots), norms, out=np.zeros(len(norms)), where=signal)
+    # A quotient beyond float64 is infinite, and refused or clipped below like any other above 1.
+    with np.errstate(over="ignore"):
+        quotient: Floats = np.divide(np.array(request.dots), norms, out=np.zeros(len(norms)), where=signal)
     worst = int(np.argmax(np.abs(quotient)))
     if _exact(request) and abs(quotient[worst]) > 1 + _DOT_TOLERANCE:
         raise InvalidValue(
