@@ -124,7 +124,17 @@ def test_learnalign_without_tokens_pools_with_equal_weights():
     assert [priorities[f"p{i}"] for i in range(40)] == pytest.approx(wanted, abs=1e-6)
 
 
-def test_learnalign_of_candidates_that_cancel_is_0():
-    scored = rank(np.vstack([VECTOR, -VECTOR]), "learnalign")
-    assert scored.priorities.tolist() == [0.0, 0.0]
-    assert scored.ids == ["p0", "p1"]
+@pytest.mark.parametrize(
+    "sketches",
+    [
+        np.vstack([VECTOR, -VECTOR]),
+        [[0.1, 0.2], [0.2, 0.4], [-0.3, -0.6]],
+        # The weights scale these by 1/sqrt(45), so that the sum is no exact 0.
+        [[1, 5], [2, 1], [3, -3], [-6, -3]],
+        np.zeros((2, 5)),
+    ],
+)
+def test_learnalign_of_candidates_that_cancel_is_0(sketches):
+    scored = rank(sketches, "learnalign")
+    assert scored.priorities.tolist() == [0.0] * len(sketches)
+    assert scored.ids == [f"p{i}" for i in range(len(sketches))]
