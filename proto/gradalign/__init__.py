@@ -8,6 +8,7 @@ from gradalign.client import AsyncClient, Client
 from gradalign.errors import (
     Conflict,
     Fenced,
+    Forbidden,
     GradAlignError,
     InvalidValue,
     MalformedRequest,
@@ -50,6 +51,7 @@ __all__ = [
     "Client",
     "Conflict",
     "Fenced",
+    "Forbidden",
     "GradAlignError",
     "InvalidValue",
     "MalformedRequest",

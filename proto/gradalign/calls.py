@@ -25,6 +25,7 @@ from gradalign.matrix import SketchMatrix
 from gradalign.messages import RefreshRequest, ScoreRequest, SelectRequest
 from gradalign.projection import Projection
 from gradalign.replies import ProblemPage, ProblemState, Ranking, RefreshReply, RoundRecord, RunState, Selection
+from gradalign.trust import distrust_advice
 
 __all__ = ["Call", "CallBuilder", "RefreshFields", "RetryPolicy", "ScoreFields", "SelectFields"]
 
@@ -156,10 +157,8 @@ class RetryPolicy:
 def unreachable(call: Call[Any], base_url: str, error: httpx.TransportError) -> Unreachable:
     """The error for a reply that never came."""
     reason = str(error) or type(error).__name__
-    return Unreachable(
-        f"{call.method} {base_url}{call.path} got no reply ({type(error).__name__}: {reason}). Check that the scorer "
-        "runs there (`gradalign serve`), and its log.",
-    )
+    advice = distrust_advice(error) or "Check that the scorer runs there (`gradalign serve`), and its log."
+    return Unreachable(f"{call.method} {base_url}{call.path} got no reply ({type(error).__name__}: {reason}). {advice}")
 
 
 def transport_address(base_url: str) -> tuple[str, str | None]:

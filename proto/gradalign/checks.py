@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,12 +24,19 @@ __all__ = [
 
 NAME_PATTERN = r"[A-Za-z0-9._-]{1,128}"
 _NAME = re.compile(NAME_PATTERN)
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = 40
+_BRIEF.maxlevel = 4
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 100
 _MAX_INT = 2**53 - 1
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """A value as an error message quotes it: its repr, cut at `limit` characters."""
-    text = repr(value)
+    """A value as an error message quotes it: its repr, cut at `limit` characters.
+
+    Only what will be seen is looked at: strangers send values that are megabytes long, or nested to the limit of the stack.
+    """
+    text = repr(value[: limit + 1]) if isinstance(value, (str, bytes)) else _BRIEF.repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

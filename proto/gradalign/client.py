@@ -34,6 +34,7 @@ from gradalign.calls import (
 from gradalign.errors import UnavailableError
 from gradalign.projection import Projection
 from gradalign.replies import ProblemPage, ProblemState, Ranking, RefreshReply, RoundRecord, RunState, Selection
+from gradalign.trust import trust_of
 
 __all__ = ["AsyncClient", "Client"]
 
@@ -50,12 +51,14 @@ class _Base:
         *,
         run_id: str,
         api_key: str | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
         epoch: int | None = None,
         timeout: float = 30.0,
         retries: int = 5,
         transport: Any = None,
     ) -> None:
         self.base_url, self._uds = transport_address(base_url)
+        self._trust = trust_of(self.base_url, ca_file)
         self._calls = CallBuilder(run_id, epoch)
         self._retry = RetryPolicy(retries=retries)
         self._transport = transport
@@ -83,6 +86,8 @@ class Client(_Base):
         base_url: `http://host:port`, `https://host:port` or `unix:/path/to.sock`.
         run_id: the training job; 1 to 128 letters, digits, '.', '_', '-'.
         api_key: sent as a bearer token; `GRADALIGN_API_KEY` from the environment where None.
+        ca_file: PEM file of the authority to trust for `https://`, instead of the public ones; `GRADALIGN_CA_FILE` from the
+            environment where None.
         epoch: fencing token: give each restart of a job a higher one, and its forgotten predecessor is refused.
         timeout: seconds to wait for a reply; connecting may take a tenth of it, at least 2 s.
         retries: tries after the first when the scorer is away or overloaded; 0 for none.
@@ -92,7 +97,7 @@ class Client(_Base):
     def _connect(self) -> None:
         self._http = httpx.Client(
             base_url=self.base_url,
-            transport=self._transport or httpx.HTTPTransport(uds=self._uds, limits=_LIMITS),
+            transport=self._transport or httpx.HTTPTransport(uds=self._uds, verify=self._trust, limits=_LIMITS),
             timeout=self._timeout,
             headers=self._headers,
         )
@@ -215,7 +220,7 @@ class AsyncClient(_Base):
     def _connect(self) -> None:
         self._http = httpx.AsyncClient(
             base_url=self.base_url,
-            transport=self._transport or httpx.AsyncHTTPTransport(uds=self._uds, limits=_LIMITS),
+            transport=self._transport or httpx.AsyncHTTPTransport(uds=self._uds, verify=self._trust, limits=_LIMITS),
             timeout=self._timeout,
             headers=self._headers,
         )

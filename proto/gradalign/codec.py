@@ -169,8 +169,13 @@ def encode_value(value: Mapping[str, Any], content_type: str) -> bytes:
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
 
-def decode_value(body: bytes, content_type: str) -> Any:
+def decode_value(body: bytes, content_type: str, *, most_items: int | None = None) -> Any:
     """A value from either encoding, by Content-Type.
+
+    Args:
+        body: the whole body.
+        content_type: the Content-Type header; parameters after `;` are ignored.
+        most_items: longest list that msgpack may declare, for bodies of strangers. None: as long as the body.
 
     Raises:
         MalformedRequest: the bytes are not what the Content-Type says.
@@ -184,6 +189,7 @@ def decode_value(body: bytes, content_type: str) -> Any:
             f"Content-Type is {content_type[:80]!r}; expected {MSGPACK} or {JSON}.", param="Content-Type"
         )
     try:
-        return msgpack.unpackb(body, max_ext_len=0)
+        longest = len(body) if most_items is None else min(most_items, len(body))
+        return msgpack.unpackb(body, max_ext_len=0, max_array_len=longest)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise MalformedRequest(f"the body is not msgpack ({type(error).__name__}: {error}).") from None

@@ -7,6 +7,7 @@ The scorer raises these classes, the wire carries their `type`, and the client r
     ├── RequestError                the request cannot succeed as it was sent
     │   ├── MalformedRequest        400
     │   ├── Unauthorized            401
+    │   ├── Forbidden               403
     │   ├── NotFound                404
     │   ├── Conflict                409
     │   │   ├── ValidationMissing   no validation gradient is held for the run
@@ -33,6 +34,7 @@ from typing import Any, ClassVar
 __all__ = [
     "Conflict",
     "Fenced",
+    "Forbidden",
     "GradAlignError",
     "InvalidValue",
     "MalformedRequest",
@@ -108,6 +110,13 @@ class Unauthorized(RequestError):
 
     status = 401
     type = "unauthorized"
+
+
+class Forbidden(RequestError):
+    """403: the API key is accepted, but not for this run or not for writing."""
+
+    status = 403
+    type = "forbidden"
 
 
 class NotFound(RequestError):

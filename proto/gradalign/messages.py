@@ -22,7 +22,7 @@ from gradalign.errors import InvalidValue
 from gradalign.matrix import DTYPES, SketchMatrix
 from gradalign.projection import Projection
 
-__all__ = ["AGGREGATIONS", "MAX_PROBLEMS", "STRATEGIES", "RefreshRequest", "ScoreRequest", "SelectRequest"]
+__all__ = ["AGGREGATIONS", "MAX_POOL", "MAX_PROBLEMS", "STRATEGIES", "RefreshRequest", "ScoreRequest", "SelectRequest"]
 
 STRATEGIES = (
     "cosine",

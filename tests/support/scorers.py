@@ -57,7 +57,7 @@ class ScorerProcess:
     @property
     def address(self) -> tuple[str, int]:
         """Host and port, for raw sockets."""
-        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        host, _, port = self.url.partition("://")[2].rpartition(":")
         return host, int(port)
 
     def connect(self) -> socket.socket:

@@ -58,13 +58,20 @@ class Place:
         self._admission.requests -= 1
         self._admission.bytes -= self._bytes
 
-    def claim(self, count: int) -> None:
+    def claim(self, count: int, times: int = 1) -> None:
         """Claim memory for more of the body.
+
+        Args:
+            count: bytes of it.
+            times: how much more its parsed form takes; a request alone is admitted whatever that comes to.
 
         Raises:
             Overloaded: it does not fit beside what other requests hold.
         """
         held = self._admission.bytes
+        if times > 1:
+            # A request that alone takes all there is takes no more of it with its further chunks.
+            count = min(count * times, self._admission.max_bytes - self._bytes)
         if held + count > self._admission.max_bytes:
             raise Overloaded(
                 f"the scorer holds {held} bytes of other requests and {count} more do not fit; retry, send smaller "

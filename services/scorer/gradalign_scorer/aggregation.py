@@ -13,12 +13,12 @@ from torch import Tensor
 from gradalign import InvalidValue
 from gradalign_scorer.alignment import Products, SketchRows, products, weighted_sum
 
-__all__ = ["ValidationGradient", "aggregate", "pooled_weights"]
+__all__ = ["CANCELLED", "ValidationGradient", "aggregate", "pooled_weights"]
 
 Floats = npt.NDArray[np.float64]
 
 # A sum this much shorter than its longest term is the rounding error of rows that cancel.
-_CANCELLED = 1e-6
+CANCELLED = 1e-6
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def aggregate(
     else:
         total = weighted_sum(rows, pooled_weights(parts, tokens if aggregation == "pooled" else None), device)
     norm = float(torch.linalg.vector_norm(total.double()))
-    if norm < _CANCELLED:
+    if norm < CANCELLED:
         raise InvalidValue(
             "the validation sketches cancel to zero; use other validation problems, or more rollouts for each (with "
             "aggregation 'pooled', problems of 0 tokens count for nothing).",

@@ -167,20 +167,22 @@ def _block_rows(count: int, dim: int, device: torch.device) -> int:
 def weighted_sum(rows: SketchRows, weights: Floats, device: torch.device) -> Tensor:
     """Sum of weight * row, float32 [dim] on the CPU; rows of weight 0 may hold anything.
 
+    Summed in float64, so that the order of the rows and the size of the blocks leave no trace in the float32.
+
     Args:
         rows: [n, dim].
         weights: [n].
         device: to compute on.
     """
-    total = torch.zeros(rows.dim, dtype=torch.float32, device=device)
+    total = torch.zeros(rows.dim, dtype=torch.float64, device=device)
     factors = torch.from_numpy(weights)
     for place, block in rows.blocks(_block_rows(len(rows), rows.dim, device)):
         weight = factors[place]
         used = weight != 0
         # The weights may be as small as the rows are large: their product, not the rows, must fit float32.
         scaled = block[used].to(device).to(torch.float64) * weight[used].to(device)[:, None]
-        total += scaled.sum(dim=0).float()
-    return total.cpu()
+        total += scaled.sum(dim=0)
+    return total.float().cpu()
 
 
 def gram(rows: SketchRows, scale: Floats, device: torch.device) -> Floats:

@@ -29,8 +29,10 @@ from gradalign_scorer.buffers import BufferPool
 from gradalign_scorer.context import Context, context_of
 from gradalign_scorer.engine import Engine, pick_device
 from gradalign_scorer.gate import KeyGate
+from gradalign_scorer.keyring import KeyRing
 from gradalign_scorer.metrics import Metrics, RequestCounter
 from gradalign_scorer.negotiation import error_response
+from gradalign_scorer.requestlog import RequestLog
 from gradalign_scorer.routes import OPERATIONS, WIRE
 from gradalign_scorer.service import Service
 from gradalign_scorer.settings import Settings, SettingsError
@@ -46,7 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
     """The app of one scorer process; its parts start with its lifespan.
 
     Raises:
-        SettingsError: no store is named.
+        SettingsError: no store is named, or the key file cannot be used.
         GradAlignError: the device cannot be used.
     """
     if settings.redis_url is None:
@@ -62,8 +64,9 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.context = context
     # The last one added is the first to see a request.
-    app.add_middleware(KeyGate, keys=settings.keys())
+    app.add_middleware(KeyGate, keys=context.keys)
     app.add_middleware(RequestCounter, metrics=context.metrics)
+    app.add_middleware(RequestLog)
     for router in WIRE:
         app.include_router(router)
         app.include_router(router, prefix="/v1", include_in_schema=False)
@@ -86,6 +89,7 @@ def _context(settings: Settings, redis_url: str) -> Context:
         bodies=BodyReader(settings, admission, BufferPool(settings.pool_bytes, pinned=engine.device.type == "cuda")),
         service=Service(store, engine, ValidationCache(store, settings.cache_bytes), metrics),
         metrics=metrics,
+        keys=KeyRing(settings.keys(), settings.api_key_file),
     )
 
 
@@ -115,7 +119,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     """Every error, the framework's own included, in the wire's shape."""
     wire, headers = _wire_error(request, error)
     if wire.status >= 500 and wire.type == "internal":
-        _LOG.error("%s %s failed: %r", request.method, request.url.path, error)
+        _LOG.error("%s %r failed: %r", request.method, request.url.path[:200], error)
     context_of(request).metrics.refused.labels(wire.type).inc()
     return error_response(request.scope, wire, headers)
 

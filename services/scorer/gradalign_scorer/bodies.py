@@ -22,6 +22,8 @@ __all__ = ["Body", "BodyReader"]
 
 _DIGESTED_WHOLE = 1 << 18
 _PIECE = 8 << 10
+# What a body takes once it is Python objects, in bytes per byte: a float in a list takes 32 for the four of `0.1,`.
+_PARSED_COST = 16
 
 
 class Body:
@@ -88,36 +90,45 @@ class BodyReader:
     """
 
     def __init__(self, settings: Settings, admission: Admission, pool: BufferPool) -> None:
-        self._limits = {MSGPACK: settings.max_body_bytes, JSON: min(settings.max_json_bytes, settings.max_body_bytes)}
+        self._most = settings.max_body_bytes
+        self._most_parsed = min(settings.max_json_bytes, settings.max_body_bytes)
         self._seconds = settings.body_seconds
         self._admission = admission
         self._pool = pool
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[Body]:
+    async def read(self, request: Request, *, parsed: bool = False) -> AsyncIterator[Body]:
         """The body, as soon as it is admitted; its memory must not be looked at any more when the context has ended.
+
+        Args:
+            request: to read from.
+            parsed: whether all of it becomes Python objects, as JSON always does; the limit of JSON holds then.
 
         Raises:
             UnsupportedMediaType, PayloadTooLarge, Overloaded: before any of the body is read.
             MalformedRequest: it did not come whole.
         """
         kind = _kind(request)
+        bulk = kind == MSGPACK and not parsed
         declared = _declared_length(request)
-        if declared is not None and declared > self._limits[kind]:
-            raise self._too_large(kind, f"{declared} bytes long")
+        if declared is not None and declared > self._limit(bulk):
+            raise self._too_large(kind, bulk, f"{declared} bytes long")
         with self._admission.admit() as place:
             if declared is None:
-                data = memoryview(await self._chunked(request, place, kind))
+                data = memoryview(await self._chunked(request, place, kind, bulk))
                 mark_body_read(request.scope)
                 yield Body(kind, data)
                 return
-            place.claim(declared)
+            place.claim(declared, 1 if bulk else _PARSED_COST)
             buffer = self._pool.take(declared)
             body = Body(kind, buffer.view, arrived=0)
             async with self._arriving(request, body):
                 yield body
             # Only here: after a cancellation, say, the compute thread may still be reading.
             self._pool.give(buffer)
+
+    def _limit(self, bulk: bool) -> int:
+        return self._most if bulk else self._most_parsed
 
     @asynccontextmanager
     async def _arriving(self, request: Request, body: Body) -> AsyncIterator[None]:
@@ -154,18 +165,19 @@ class BodyReader:
     async def _in_pieces(self, request: Request, body: Body, length: int) -> None:
         filled = 0
         async for chunk in self._chunks(request):
-            body.data[filled : filled + len(chunk)] = chunk
+            if filled + len(chunk) <= length:
+                body.data[filled : filled + len(chunk)] = chunk
             filled += len(chunk)
-            body.take(filled)
+            body.take(min(filled, length))
         if filled != length:
             raise MalformedRequest(f"Content-Length is {length} and {filled} bytes came; send all of them.")
 
-    async def _chunked(self, request: Request, place: Place, kind: str) -> bytearray:
+    async def _chunked(self, request: Request, place: Place, kind: str, bulk: bool) -> bytearray:
         data = bytearray()
         async for chunk in self._chunks(request):
-            if len(data) + len(chunk) > self._limits[kind]:
-                raise self._too_large(kind, "longer than that")
-            place.claim(len(chunk))
+            if len(data) + len(chunk) > self._limit(bulk):
+                raise self._too_large(kind, bulk, "longer than that")
+            place.claim(len(chunk), 1 if bulk else _PARSED_COST)
             data += chunk
         return data
 
@@ -184,9 +196,9 @@ class BodyReader:
     def _stalled(self) -> MalformedRequest:
         return MalformedRequest(f"no more of the body came for {self._seconds:g} s; send it whole and without pauses.")
 
-    def _too_large(self, kind: str, fault: str) -> PayloadTooLarge:
-        limit = self._limits[kind]
-        name = "MAX_JSON_BYTES" if kind == JSON else "MAX_BODY_BYTES"
+    def _too_large(self, kind: str, bulk: bool, fault: str) -> PayloadTooLarge:
+        limit = self._limit(bulk)
+        name = "MAX_BODY_BYTES" if bulk else "MAX_JSON_BYTES"
         advice = f"send {MSGPACK}, " if kind == JSON else ""
         return PayloadTooLarge(
             f"the body is {fault}; expected at most {limit} bytes of {kind}. Split the problems over several requests, "

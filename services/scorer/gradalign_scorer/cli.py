@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
+from gradalign_scorer.docstrings import attribute_texts
+from gradalign_scorer.logs import configure_logging
 from gradalign_scorer.settings import Settings, load_settings
 
 __all__ = ["ServeCommand"]
+
+_HELPS = {
+    "host": "address to listen on (127.0.0.1); any other than loopback needs an API key",
+    "port": "port to listen on (8000); 0 takes a free one",
+    "redis_url": "store to use; without one an embedded store is started",
+    "api_key": "accepted keys, which may do everything; prefer GRADALIGN_API_KEY, which `ps` does not show",
+    "log_level": "debug, info (the default), warning or error",
+}
+_METAVARS = {
+    "api_key": "KEY[,KEY]",
+    "redis_url": "URL",
+    "uds": "PATH",
+    "data_dir": "DIR",
+    **dict.fromkeys(("api_key_file", "tls_cert", "tls_key"), "FILE"),
+}
 
 
 class ServeCommand:
@@ -21,17 +37,17 @@ class ServeCommand:
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the flags; a flag wins over its environment variable."""
-        add = parser.add_argument
-        add("--host", help="address to listen on (127.0.0.1); any other than loopback needs an API key")
-        add("--port", type=int, help="port to listen on (8000); 0 takes a free one")
-        add("--uds", type=Path, metavar="PATH", help="also listen on this Unix socket, for trainers of this user")
-        add("--redis-url", metavar="URL", help="store to use; without one an embedded store is started")
-        add("--data-dir", type=Path, metavar="DIR", help="where the embedded store keeps its data")
-        add("--device", help="auto (CUDA where there is one), cpu, cuda or cuda:N")
-        add("--api-key", metavar="KEY[,KEY]", help="accepted keys; prefer GRADALIGN_API_KEY, which `ps` does not show")
-        add("--insecure", action="store_true", default=None, help="listen on any address without an API key")
-        add("--log-level", choices=("debug", "info", "warning", "error"), help="info by default")
-        add("--port-file", type=Path, metavar="PATH", help="write http://host:port there once requests are answered")
+        helps = {**attribute_texts(Settings.__doc__ or ""), **_HELPS}
+        for name in Settings.model_fields:
+            flag = f"--{name.replace('_', '-')}"
+            # Values are checked with those of the environment, so that an error names both ways to set them.
+            if name == "insecure":
+                parser.add_argument(flag, action="store_true", default=None, help=helps[name])
+            else:
+                parser.add_argument(flag, metavar=_METAVARS.get(name, "VALUE"), help=helps[name].replace("%", "%%"))
+        parser.add_argument(
+            "--port-file", type=Path, metavar="PATH", help="write the base URL there once requests are answered"
+        )
 
     def run(self, args: argparse.Namespace) -> int:
         """Serve; 0 after an orderly end.
@@ -41,9 +57,7 @@ class ServeCommand:
         """
         flags = {name: getattr(args, name) for name in Settings.model_fields if hasattr(args, name)}
         settings = load_settings(flags)
-        logging.basicConfig(
-            level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-        )
+        configure_logging(settings.log_level, settings.log_format)
         serve(settings, args.port_file)
         return 0
 
@@ -56,10 +70,12 @@ def serve(settings: Settings, port_file: Path | None = None) -> None:
     """
     from gradalign_scorer.app import create_app
     from gradalign_scorer.server import Server, bound_sockets
+    from gradalign_scorer.tls import load_tls
 
+    tls = load_tls(settings)
     with bound_sockets(settings) as sockets, _store_url(settings) as url:
         app = create_app(settings.model_copy(update={"redis_url": url}))
-        Server(app, settings, port_file).run(sockets)
+        Server(app, settings, tls, port_file).run(sockets)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from gradalign_scorer.admission import Admission
 from gradalign_scorer.bodies import BodyReader
 from gradalign_scorer.engine import Engine
+from gradalign_scorer.keyring import KeyRing
 from gradalign_scorer.metrics import Metrics
 from gradalign_scorer.service import Service
 from gradalign_scorer.settings import Settings
@@ -31,6 +32,7 @@ class Context:
         bodies: reads them.
         service: the requests that change a run.
         metrics: of this process.
+        keys: that are accepted.
         started_at: Unix time in seconds.
         warm: whether the first computation is done.
         draining: whether the process was told to end.
@@ -43,6 +45,7 @@ class Context:
     bodies: BodyReader
     service: Service
     metrics: Metrics
+    keys: KeyRing
     started_at: float = field(default_factory=time.time)
     warm: bool = False
     draining: bool = False

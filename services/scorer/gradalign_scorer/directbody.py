@@ -14,7 +14,9 @@ from functools import partial
 from typing import Any, Protocol
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from gradalign_scorer.protocol import BoundedProtocol
 
 __all__ = ["DirectBodyProtocol", "Fill", "direct_body"]
 
@@ -43,7 +45,7 @@ def direct_body(scope: MutableMapping[str, Any]) -> Fill | None:
     return fill
 
 
-class DirectBodyProtocol(HttpToolsProtocol):
+class DirectBodyProtocol(BoundedProtocol):
     """uvicorn's protocol over httptools, which offers `direct_body` to the app."""
 
     def on_headers_complete(self) -> None:

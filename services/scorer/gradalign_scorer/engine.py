@@ -88,7 +88,11 @@ class Engine:
                 "time, or raise GRADALIGN_QUEUE_SIZE.",
                 retry_after=1.0,
             ) from None
-        return await asyncio.wrap_future(future)
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            # A job's error holds this frame and the job: a circle would keep the request's body until it is collected.
+            del future, job
 
     async def alive(self) -> bool:
         """Whether the thread answers: a no-op goes through it when it is idle, and no job has run for too long.
@@ -125,17 +129,19 @@ class Engine:
 
     def _work(self) -> None:
         while (item := self._jobs.get()) is not None:
-            future, job = item
-            if not future.set_running_or_notify_cancel():
-                continue
-            self._busy_since = time.monotonic()
-            try:
-                result = job()
-            except BaseException as error:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-            finally:
-                self._busy_since = None
-            # The job holds the request's body: let it go before waiting for the next.
-            del item, future, job
+            self._do(*item)
+            # A job holds its request's body: let it go before waiting for the next.
+            del item
+
+    def _do(self, future: Future[Any], job: Callable[[], Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        self._busy_since = time.monotonic()
+        try:
+            future.set_result(job())
+        except BaseException as error:
+            future.set_exception(error)
+        finally:
+            self._busy_since = None
+            # The error's traceback holds this frame, and the future holds the error.
+            del future, job

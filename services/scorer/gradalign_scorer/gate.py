@@ -2,53 +2,92 @@
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Sequence
+import base64
+import binascii
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from gradalign import Unauthorized
+from gradalign import RequestError, Unauthorized
+from gradalign_scorer.access import READING, Access, grant
+from gradalign_scorer.keyring import KeyRing
 from gradalign_scorer.negotiation import error_response
 
 __all__ = ["OPEN_PATHS", "KeyGate"]
 
-# Probes cannot send a key, and the pages hold no data: what they show they fetch, with the key.
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/", "/docs", "/openapi.json"})
+# Orchestrators and load balancers cannot send a key.
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})
+_EVERYTHING = Access()
+_ADVICE = (
+    "send the header 'Authorization: Bearer KEY' with a key of the scorer's GRADALIGN_API_KEY or GRADALIGN_API_KEY_FILE "
+    "(the Python client takes api_key=, or GRADALIGN_API_KEY from its own environment)"
+)
 
 
 class KeyGate:
-    """ASGI middleware that answers 401 to a request without an accepted key, on every path but OPEN_PATHS.
+    """ASGI middleware that refuses a request without an accepted key, on every path but OPEN_PATHS.
+
+    A browser cannot send a bearer token when it opens a page, so reads also take the key as the password of HTTP Basic,
+    whatever the user name. Writes do not: a browser adds remembered Basic credentials to forms of foreign sites too.
 
     Args:
         app: what stands behind it.
         keys: accepted keys; none lets everyone pass.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[bytes]) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
         self._app = app
-        self._keys = tuple(keys)
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it."""
-        if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS:
+        """Pass the request on with what its key may do, or refuse it."""
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("Authorization")
-        if given is not None and self._accepts(given):
-            await self._app(scope, receive, send)
+        try:
+            grant(scope, self._access(scope))
+        except RequestError as error:
+            reply = error_response(scope, error)
+            if error.status == 401:
+                reply.headers["WWW-Authenticate"] = _challenge(scope)
+            await reply(scope, receive, send)
             return
-        fault = "no API key was sent" if given is None else "the API key is not one that this scorer accepts"
-        error = Unauthorized(
-            f"{fault}; send the header 'Authorization: Bearer KEY' with a key of the scorer's GRADALIGN_API_KEY (the Python "
-            "client takes api_key=, or GRADALIGN_API_KEY from its own environment).",
-            param="Authorization",
-        )
-        await error_response(scope, error)(scope, receive, send)
+        await self._app(scope, receive, send)
 
-    def _accepts(self, header: str) -> bool:
-        scheme, _, key = header.partition(" ")
-        given = key.strip().encode("latin-1", "replace")
-        # Every key is compared whole, so the time taken says nothing about them.
-        matches = [hmac.compare_digest(given, accepted) for accepted in self._keys]
-        return scheme.lower() == "bearer" and any(matches)
+    def _access(self, scope: Scope) -> Access:
+        if not self._keys.required or scope["path"] in OPEN_PATHS:
+            return _EVERYTHING
+        given = Headers(scope=scope).get("Authorization")
+        if given is None:
+            raise Unauthorized(f"no API key was sent; {_ADVICE}.", param="Authorization")
+        access = self._keys.access(_key(given, scope["method"]))
+        if access is None:
+            raise Unauthorized(
+                f"the API key is not one that this scorer accepts; {_ADVICE}.",
+                param="Authorization",
+            )
+        access.check_method(scope["method"])
+        return access
+
+
+def _key(header: str, method: str) -> bytes:
+    """The key in an Authorization header."""
+    scheme, _, credentials = header.strip().partition(" ")
+    kind, credentials = scheme.lower(), credentials.strip()
+    if kind == "basic" and method in READING:
+        try:
+            return base64.b64decode(credentials, validate=True).partition(b":")[2]
+        except (binascii.Error, ValueError):
+            return b""
+    if kind != "bearer":
+        known = " (Basic, for browsers, is taken for reading only)" if kind == "basic" else ""
+        raise Unauthorized(
+            f"the Authorization header is not of the kind Bearer{known}; {_ADVICE}.", param="Authorization"
+        )
+    return credentials.encode("latin-1", "replace")
+
+
+def _challenge(scope: Scope) -> str:
+    """A browser that opens a page is to ask for the key; everything else is to send a bearer token."""
+    opens_page = "text/html" in Headers(scope=scope).get("Accept", "") and scope["method"] in READING
+    return 'Basic realm="GradAlign: any name, the API key as password", charset="UTF-8"' if opens_page else "Bearer"

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from gradalign import UnavailableError, WireError
 from gradalign.codec import JSON, MSGPACK, decode_value, encode_value, media_type
+from gradalign_scorer.requestlog import note
 
 __all__ = ["accepted", "error_response", "mark_body_read", "packed_response", "response"]
 
@@ -56,12 +57,11 @@ def mark_body_read(scope: Scope) -> None:
 
 def error_response(scope: Scope, error: WireError, headers: Mapping[str, str] | None = None) -> Response:
     """An error in the wire's shape; the connection is closed where the request's body was not read."""
+    note(error=error.type, request_id=error.request_id)
     result = response(scope, error.to_wire(), status=error.status)
     result.headers.update(headers or {})
     if isinstance(error, UnavailableError):
         result.headers["Retry-After"] = str(math.ceil(error.retry_after or 1.0))
-    if error.status == 401:
-        result.headers["WWW-Authenticate"] = "Bearer"
     given = Headers(scope=scope)
     has_body = given.get("Content-Length", "0") != "0" or "Transfer-Encoding" in given
     if has_body and not scope.get(_BODY_READ):

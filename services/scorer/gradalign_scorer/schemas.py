@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Any, get_type_hints
 
@@ -11,6 +10,7 @@ from pydantic import TypeAdapter, create_model
 
 from gradalign import Projection, SketchMatrix
 from gradalign.codec import JSON, MSGPACK
+from gradalign_scorer.docstrings import attribute_texts
 
 __all__ = ["listing", "operation", "query"]
 
@@ -34,6 +34,7 @@ _ERROR: Schema = {
 _FAULTS = {
     "400": "The bytes are not what the Content-Type says.",
     "401": "No API key, or one that is not accepted.",
+    "403": "The key is accepted, but not for this run or not for writing.",
     "404": "No such run, problem, snapshot or route.",
     "409": "The request disagrees with what the run holds.",
     "413": "The body is too large; answered before it is read.",
@@ -42,7 +43,7 @@ _FAULTS = {
     "429": "The queue is full; see Retry-After.",
     "503": "The store is away, or the scorer is starting or draining; see Retry-After.",
 }
-_WITHOUT_BODY = ("401", "404", "409", "422", "503")
+_WITHOUT_BODY = ("401", "403", "404", "409", "422", "503")
 
 
 def operation(
@@ -107,7 +108,7 @@ def _schema(of: type | Schema) -> Schema:
     if isinstance(of, dict):
         return of
     hints = get_type_hints(of)
-    described = _attributes(of.__doc__ or "")
+    described = attribute_texts(of.__doc__ or "")
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(of):
         kind = {SketchMatrix: list[list[float]], Projection: _projection()}.get(hints[field.name], hints[field.name])
@@ -130,13 +131,6 @@ def _projection() -> Any:
 
 def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _attributes(doc: str) -> dict[str, str]:
-    """Texts by name of a docstring's Attributes section."""
-    section = doc.partition("Attributes:")[2].partition("\n\n")[0]
-    entries = re.findall(r"^ {8}(\w[\w, ]*): (.*(?:\n {12}.*)*)", section, re.MULTILINE)
-    return {name.strip(): re.sub(r"\s+", " ", text) for names, text in entries for name in names.split(",")}
 
 
 def _inlined(schema: Any, definitions: Schema) -> Any:

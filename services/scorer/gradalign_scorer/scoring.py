@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradalign import InvalidValue, RejectedProblem, ScoreRequest
-from gradalign_scorer.aggregation import pooled_weights
+from gradalign_scorer.aggregation import CANCELLED, pooled_weights
 from gradalign_scorer.alignment import Products, SketchRows, gram, products, weighted_sum
 from gradalign_scorer.reliability import Reliability, reliability
 from gradalign_scorer.strategies import STRATEGIES, Candidates
@@ -146,7 +146,9 @@ def _alignments(request: ScoreRequest, parts: Products, signal: npt.NDArray[np.b
     if request.dots is None:
         # Both lengths from the sketch: their errors cancel in part, and the quotient stays within [-1, 1].
         return parts.cosines()
-    quotient: Floats = np.divide(np.array(request.dots), norms, out=np.zeros(len(norms)), where=signal)
+    # A quotient beyond float64 is infinite, and refused or clipped below like any other above 1.
+    with np.errstate(over="ignore"):
+        quotient: Floats = np.divide(np.array(request.dots), norms, out=np.zeros(len(norms)), where=signal)
     worst = int(np.argmax(np.abs(quotient)))
     if _exact(request) and abs(quotient[worst]) > 1 + _DOT_TOLERANCE:
         raise InvalidValue(
@@ -161,7 +163,8 @@ def _alignments(request: ScoreRequest, parts: Products, signal: npt.NDArray[np.b
 def _pooled_alignments(rows: SketchRows, parts: Products, tokens: list[int] | None, device: torch.device) -> Floats:
     pooled = weighted_sum(rows, pooled_weights(parts, tokens), device)
     norm = float(torch.linalg.vector_norm(pooled.double()))
-    if norm == 0:
+    if norm < CANCELLED:
+        # The direction of a rounding error would rank them at random, and by the unit of their gradients.
         return np.zeros(len(rows))
     return products(rows, (pooled.double() / norm).float(), device).cosines()
 

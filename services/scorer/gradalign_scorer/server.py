@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -19,6 +21,7 @@ from fastapi import FastAPI
 from gradalign_scorer.context import Context
 from gradalign_scorer.directbody import DirectBodyProtocol
 from gradalign_scorer.settings import Settings, SettingsError
+from gradalign_scorer.tls import ServerTls
 
 __all__ = ["Server", "bound_sockets"]
 
@@ -30,19 +33,22 @@ class Server(uvicorn.Server):
     """Serves one app until SIGTERM or SIGINT, then drains.
 
     After SIGTERM /readyz answers 503 for `drain_seconds` while requests are still taken, so that a load balancer can
-    look away; then no connection is accepted, and what was admitted is finished. SIGINT skips the wait.
+    look away; then no connection is accepted, and what was admitted is finished. SIGINT skips the wait. SIGHUP has the
+    key file and the certificate read again, where there are any.
 
     Args:
         app: made by `create_app`.
         settings: of the app.
+        tls: for the TCP socket; None for plain HTTP. A Unix socket never leaves the machine, and is always plain.
         port_file: where to write the base URL once requests are answered.
     """
 
-    def __init__(self, app: FastAPI, settings: Settings, port_file: Path | None = None) -> None:
+    def __init__(
+        self, app: FastAPI, settings: Settings, tls: ServerTls | None = None, port_file: Path | None = None
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=DirectBodyProtocol,
                 log_config=None,
                 access_log=False,
                 # Above the client's 30 s, so that the side that sends is the side that gives a connection up.
@@ -52,6 +58,10 @@ class Server(uvicorn.Server):
                 ws="none",
             )
         )
+        self.config.load()
+        self.config.http_protocol_class = partial(DirectBodyProtocol, head_seconds=settings.body_seconds)  # type: ignore[assignment]
+        self.config.ssl = tls.context if tls else None
+        self._tls = tls
         self._context: Context = app.state.context
         self._settings = settings
         self._port_file = port_file
@@ -75,21 +85,36 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the app, listen, and say where."""
-        await super().startup(sockets)
-        addresses = [_address(sock) for sock in sockets or []]
+        listening = sockets or []
+        await super().startup([sock for sock in listening if sock.family != socket.AF_UNIX])
+        for sock in listening:
+            if sock.family == socket.AF_UNIX:
+                self.servers.append(await asyncio.get_running_loop().create_server(self._protocol, sock=sock))
+        if self._tls or self._settings.api_key_file:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload)
+        addresses = [_address(sock, "https" if self._tls else "http") for sock in listening]
         _LOG.info("serving on %s", " and ".join(addresses))
         if self._port_file is not None and addresses:
             fresh = self._port_file.with_name(self._port_file.name + ".new")
             fresh.write_text(addresses[0] + "\n")
             fresh.replace(self._port_file)
 
+    def _protocol(self) -> asyncio.Protocol:
+        make = self.config.http_protocol_class
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)  # type: ignore[call-arg]
 
-def _address(sock: socket.socket) -> str:
+    def _reload(self) -> None:
+        self._context.keys.reload()
+        if self._tls:
+            self._tls.reload()
+
+
+def _address(sock: socket.socket, scheme: str) -> str:
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
         return f"unix:{name}"
     host = f"[{name[0]}]" if sock.family == socket.AF_INET6 else name[0]
-    return f"http://{host}:{name[1]}"
+    return f"{scheme}://{host}:{name[1]}"
 
 
 @contextmanager

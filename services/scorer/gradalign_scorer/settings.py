@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -18,6 +21,8 @@ __all__ = ["Settings", "SettingsError", "load_settings"]
 PREFIX = "GRADALIGN_"
 MIB = 1 << 20
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+_KEY = re.compile(r"[!-~]{1,512}")
+_HIDDEN = ("api_key", "redis_url")  # messages do not quote them: a URL may hold a password
 
 
 class SettingsError(GradAlignError):
@@ -39,71 +44,98 @@ class Settings(BaseSettings):
         redis_url: store to use; None starts an embedded one.
         data_dir: where the embedded store keeps its data.
         device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda` or `cuda:N`.
-        api_key: accepted keys, separated by commas in the environment; none accepts everyone.
+        api_key: accepted keys, separated by commas in the environment; they may do everything.
+        api_key_file: more accepted keys, each with what it may do; read again when it changes. With no key at all
+            everyone is accepted.
         insecure: listen on any address without a key.
+        tls_cert: certificate (PEM, intermediates behind it) to speak TLS on the TCP port with.
+        tls_key: its private key (PEM, not encrypted).
         max_body_bytes: of a request; larger ones get a 413 before their body is read.
-        max_json_bytes: of a request in JSON, which costs many times the memory of msgpack.
+        max_json_bytes: of a request in JSON, or to /select: parsed into objects, it takes many times its size.
         max_admitted_bytes: of all bodies held at once.
         pool_bytes: of free body buffers kept for later requests.
         max_requests: with a body, held at once; more get a 429.
         queue_size: jobs that may wait for the compute thread; more get a 429.
-        body_seconds: longest wait for more of a body.
+        body_seconds: longest wait for a request's head, and for more of its body.
         stuck_seconds: a computation that takes longer counts as stuck, and /livez says so.
         cache_bytes: of validation gradients held in memory.
         drain_seconds: after SIGTERM, how long /readyz answers 503 before connections are refused.
         grace_seconds: after that, how long admitted requests may take.
         log_level: of the log on standard error.
+        log_format: `plain`, or `json` with one object a line.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", validate_default=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", validate_default=True, env_ignore_empty=True)
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     uds: Path | None = None
-    redis_url: str | None = None
+    redis_url: str | None = Field(default=None, repr=False)
     data_dir: Path = Field(default_factory=_default_data_dir)
     device: str = "auto"
     api_key: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    api_key_file: Path | None = None
     insecure: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     max_body_bytes: int = Field(default=1024 * MIB, ge=1024)
     max_json_bytes: int = Field(default=32 * MIB, ge=1024)
     max_admitted_bytes: int = Field(default=2048 * MIB, ge=1024)
     pool_bytes: int = Field(default=256 * MIB, ge=0)
     max_requests: int = Field(default=64, ge=1)
     queue_size: int = Field(default=64, ge=1)
-    body_seconds: float = Field(default=30.0, gt=0)
-    stuck_seconds: float = Field(default=60.0, gt=0)
+    body_seconds: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    stuck_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)
     cache_bytes: int = Field(default=256 * MIB, ge=0)
-    drain_seconds: float = Field(default=1.0, ge=0)
-    grace_seconds: float = Field(default=30.0, gt=0)
+    drain_seconds: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    grace_seconds: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["plain", "json"] = "plain"
 
     @field_validator("api_key", mode="before")
     @classmethod
     def _split_keys(cls, value: Any) -> Any:
         parts = value.split(",") if isinstance(value, str) else value
-        return tuple(part.strip() if isinstance(part, str) else part for part in parts if part not in ("", " "))
+        keys = tuple(part.strip() if isinstance(part, str) else part for part in parts if part not in ("", " "))
+        for position, key in enumerate(keys, start=1):
+            if isinstance(key, str) and not _KEY.fullmatch(key):
+                raise ValueError(
+                    f"key {position} of {len(keys)} is not 1 to 512 visible ASCII characters without spaces; make one with "
+                    "`openssl rand -hex 32`"
+                )
+        return keys
 
     @field_validator("redis_url", mode="before")
     @classmethod
     def _check_redis_url(cls, value: Any) -> Any:
         if value in (None, ""):
             return None
-        if not str(value).startswith(_REDIS_SCHEMES):
-            raise ValueError(f"expected a URL that begins with {', '.join(_REDIS_SCHEMES)}")
+        if not (isinstance(value, str) and value.startswith(_REDIS_SCHEMES) and _has_place(value)):
+            raise ValueError(
+                f"expected a URL that begins with {', '.join(_REDIS_SCHEMES)}, as in redis://user:password@host:6379/0 "
+                "(quote '/', '@' and ':' in a password by %2F, %40, %3A) or unix:///path/to.sock"
+            )
         return value
 
     @model_validator(mode="after")
     def _check_exposure(self) -> Self:
-        if not (self.api_key or self.insecure or is_loopback(self.host)):
+        if not (self.api_key or self.api_key_file or self.insecure or is_loopback(self.host)):
             raise ValueError(
                 f"GRADALIGN_HOST (--host) is {self.host!r}, which other machines can reach, and there is no API key; set "
-                "GRADALIGN_API_KEY, listen on 127.0.0.1, or accept everyone with --insecure"
+                "GRADALIGN_API_KEY or GRADALIGN_API_KEY_FILE (--api-key-file), listen on 127.0.0.1, or accept everyone "
+                "with GRADALIGN_INSECURE=1 (--insecure)"
+            )
+        if (self.tls_cert is None) != (self.tls_key is None):
+            there, absent = ("CERT", "KEY") if self.tls_cert else ("KEY", "CERT")
+            raise ValueError(
+                f"GRADALIGN_TLS_{there} (--tls-{there.lower()}) is set and GRADALIGN_TLS_{absent} "
+                f"(--tls-{absent.lower()}) is not; give both for TLS, or neither"
             )
         if self.max_admitted_bytes < self.max_body_bytes:
             raise ValueError(
-                f"GRADALIGN_MAX_ADMITTED_BYTES is {self.max_admitted_bytes}, less than GRADALIGN_MAX_BODY_BYTES "
-                f"({self.max_body_bytes}): the largest request could never be admitted; raise it"
+                f"GRADALIGN_MAX_ADMITTED_BYTES (--max-admitted-bytes) is {self.max_admitted_bytes}, less than "
+                f"GRADALIGN_MAX_BODY_BYTES (--max-body-bytes), {self.max_body_bytes}: the largest request could never be "
+                "admitted; raise it"
             )
         return self
 
@@ -120,12 +152,23 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _has_place(url: str) -> bool:
+    """Whether a Redis URL can be taken apart into a place and, where it has one, the number of a database."""
+    try:
+        parts = urlsplit(url)
+        database = parts.path.strip("/")
+        return bool(parts.path) if parts.scheme == "unix" else parts.port != 0 and (not database or database.isdigit())
+    except ValueError:
+        return False
+
+
 def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
     """The settings of the environment, overridden by those flags that are not None.
 
     Raises:
-        SettingsError: naming every setting that cannot be used.
+        SettingsError: naming every setting that cannot be used, or a variable that is no setting but looks like one.
     """
+    _check_spelling(os.environ)
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     try:
         return Settings(**given)
@@ -133,10 +176,24 @@ def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
         raise SettingsError("; ".join(_explained(fault) for fault in error.errors())) from None
 
 
+def _check_spelling(environment: Mapping[str, str]) -> None:
+    """A misspelt GRADALIGN_API_KEYS would leave the scorer open without a word.
+
+    Names that resemble no setting are left alone: clients, trainers and Kubernetes (GRADALIGN_SERVICE_HOST) have theirs.
+    """
+    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    for name in environment:
+        if name.startswith(PREFIX) and name not in known:
+            similar = difflib.get_close_matches(name, known, n=1, cutoff=0.93)
+            if similar:
+                raise SettingsError(f"{name} is no setting of the scorer; did you mean {similar[0]}? Else rename it.")
+
+
 def _explained(fault: Mapping[str, Any]) -> str:
-    message = str(fault["msg"]).removeprefix("Value error, ")
+    message = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     if not fault["loc"]:
         return f"{message}."
     name = str(fault["loc"][0])
-    shown = "" if name == "api_key" else f" is {fault['input']!r}"
-    return f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}){shown}: {message}."
+    shown = "" if name in _HIDDEN else f" is {fault['input']!r}"
+    expected = message if str(fault["msg"]).startswith("Value error") else f"expected {message}"
+    return f"{PREFIX}{name.upper()} (--{name.replace('_', '-')}){shown}: {expected}."

@@ -8,11 +8,14 @@ from typing import TypeVar
 from starlette.requests import Request
 
 from gradalign import InvalidValue, RefreshRequest, ScoreRequest, SelectRequest
-from gradalign.checks import check_int, shown
+from gradalign.checks import check_int, check_name, shown
 from gradalign.codec import MSGPACK, decode_arriving, decode_request, decode_value, media_type
+from gradalign.messages import MAX_POOL
+from gradalign_scorer.access import access_of
 from gradalign_scorer.bodies import Body
+from gradalign_scorer.requestlog import note
 
-__all__ = ["epoch_parameter", "integer_parameter", "parse_select", "parse_sketches"]
+__all__ = ["admit_run", "epoch_parameter", "integer_parameter", "parse_select", "parse_sketches", "run_parameter"]
 
 _FIRST_LOOK = 256 << 10
 
@@ -35,7 +38,33 @@ async def parse_sketches(message: type[Sketched], body: Body) -> Sketched:
 async def parse_select(body: Body) -> SelectRequest:
     """A /select request."""
     await body.whole()
-    return SelectRequest.from_json(decode_value(bytes(body.data), body.content_type))
+    return SelectRequest.from_json(decode_value(bytes(body.data), body.content_type, most_items=MAX_POOL))
+
+
+def admit_run(request: Request, message: ScoreRequest | RefreshRequest | SelectRequest) -> None:
+    """Refuse a message about a run that the request's key is not for, and note the others for the log.
+
+    Raises:
+        Forbidden: naming the run and what the key is for.
+    """
+    note(
+        run=message.run_id,
+        request_id=message.request_id,
+        rows=None if message.problem_ids is None else len(message.problem_ids),
+    )
+    access_of(request).check_run(message.run_id, message.request_id)
+
+
+def run_parameter(request: Request, run: str) -> str:
+    """The run in a path, checked as `admit_run` checks that of a message.
+
+    Raises:
+        InvalidValue: not a run's name.
+        Forbidden: not one that the request's key is for.
+    """
+    note(run=check_name("run_id", run))
+    access_of(request).check_run(run)
+    return run
 
 
 def integer_parameter(request: Request, name: str, default: int, *, low: int = 0, high: int = 2**53 - 1) -> int:

@@ -7,10 +7,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gradalign import ProblemPage, ProblemState, RoundRecord, RunState
-from gradalign.checks import check_name, check_text
+from gradalign.checks import check_text
+from gradalign_scorer.access import access_of
 from gradalign_scorer.context import context_of
 from gradalign_scorer.negotiation import response
-from gradalign_scorer.routes.parsing import epoch_parameter, integer_parameter
+from gradalign_scorer.routes.parsing import epoch_parameter, integer_parameter, run_parameter
 from gradalign_scorer.schemas import listing, operation, query
 
 __all__ = ["router"]
@@ -18,20 +19,21 @@ __all__ = ["router"]
 router = APIRouter(tags=["runs"])
 
 _MOST = 1000
+_LONGEST_CURSOR = 2048  # an id of 256 characters of four bytes, and a number, in base64
 _LIMIT = query("limit", "How many rows, 1 to 1000; 100 by default.")
 
 
 @router.get("/runs", openapi_extra=operation(listing("runs", RunState)), response_model=None)
 async def list_runs(request: Request) -> Response:
-    """All runs, the one changed last first."""
-    states = await context_of(request).store.list_runs()
-    return response(request.scope, {"runs": [state.to_map() for state in states]})
+    """All runs that the key is for, the one changed last first."""
+    states, access = await context_of(request).store.list_runs(), access_of(request)
+    return response(request.scope, {"runs": [state.to_map() for state in states if access.allows_run(state.run_id)]})
 
 
 @router.get("/runs/{run}", openapi_extra=operation(RunState), response_model=None)
 async def show_run(request: Request, run: str) -> Response:
     """One run."""
-    state = await context_of(request).store.run_state(check_name("run_id", run))
+    state = await context_of(request).store.run_state(run_parameter(request, run))
     return response(request.scope, state.to_map())
 
 
@@ -39,7 +41,7 @@ async def show_run(request: Request, run: str) -> Response:
 async def delete_run(request: Request, run: str) -> Response:
     """Forget a run, its snapshots included."""
     epoch = epoch_parameter(request)
-    await context_of(request).store.delete_run(check_name("run_id", run), epoch)
+    await context_of(request).store.delete_run(run_parameter(request, run), epoch)
     return Response(status_code=204)
 
 
@@ -52,14 +54,16 @@ async def list_problems(request: Request, run: str) -> Response:
     """Problems by priority, in pages."""
     limit = integer_parameter(request, "limit", 100, low=1, high=_MOST)
     cursor = request.query_params.get("cursor") or None
-    page = await context_of(request).store.page_problems(check_name("run_id", run), cursor, limit)
+    if cursor is not None:
+        check_text("cursor", cursor, most=_LONGEST_CURSOR)
+    page = await context_of(request).store.page_problems(run_parameter(request, run), cursor, limit)
     return response(request.scope, page.to_map())
 
 
 @router.get("/runs/{run}/problems/{problem_id:path}", openapi_extra=operation(ProblemState), response_model=None)
 async def show_problem(request: Request, run: str, problem_id: str) -> Response:
     """One problem with its history; quote its id."""
-    name = check_name("run_id", run)
+    name = run_parameter(request, run)
     state = await context_of(request).store.problem(name, check_text("problem_id", problem_id, most=256))
     return response(request.scope, state.to_map())
 
@@ -75,5 +79,5 @@ async def list_rounds(request: Request, run: str) -> Response:
     """Committed requests, oldest first."""
     after = integer_parameter(request, "after", 0)
     limit = integer_parameter(request, "limit", 100, low=1, high=_MOST)
-    rounds = await context_of(request).store.rounds(check_name("run_id", run), after, limit)
+    rounds = await context_of(request).store.rounds(run_parameter(request, run), after, limit)
     return response(request.scope, {"rounds": [record.to_map() for record in rounds]})

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from gradalign import Ranking, ScoreRequest
 from gradalign_scorer.context import context_of
 from gradalign_scorer.negotiation import packed_response
-from gradalign_scorer.routes.parsing import parse_sketches
+from gradalign_scorer.routes.parsing import admit_run, parse_sketches
 from gradalign_scorer.schemas import operation
 
 __all__ = ["router"]
@@ -27,4 +27,5 @@ async def score(request: Request) -> Response:
             metrics.received.inc(len(body.data))
             with metrics.stage("decode"):
                 message = await parse_sketches(ScoreRequest, body)
+            admit_run(request, message)
             return packed_response(request.scope, await context.service.score(message, body))

@@ -10,7 +10,7 @@ from gradalign import RunState
 from gradalign.checks import check_name
 from gradalign_scorer.context import context_of
 from gradalign_scorer.negotiation import response
-from gradalign_scorer.routes.parsing import epoch_parameter
+from gradalign_scorer.routes.parsing import epoch_parameter, run_parameter
 from gradalign_scorer.schemas import operation, query
 
 __all__ = ["router"]
@@ -23,7 +23,7 @@ _EPOCH = [query("epoch", "Fencing token: a lower one than the run has seen is re
 @router.post("/runs/{run}/snapshots/{name}", openapi_extra=operation(RunState, parameters=_EPOCH), response_model=None)
 async def take_snapshot(request: Request, run: str, name: str) -> Response:
     """Keep a copy of the curriculum under a name, replacing an earlier copy of that name."""
-    store, run_id = context_of(request).store, check_name("run_id", run)
+    store, run_id = context_of(request).store, run_parameter(request, run)
     await store.snapshot(run_id, check_name("name", name), epoch_parameter(request))
     return response(request.scope, (await store.run_state(run_id)).to_map())
 
@@ -33,6 +33,6 @@ async def take_snapshot(request: Request, run: str, name: str) -> Response:
 )
 async def restore_snapshot(request: Request, run: str, name: str) -> Response:
     """Put the curriculum back to a snapshot."""
-    store, run_id = context_of(request).store, check_name("run_id", run)
+    store, run_id = context_of(request).store, run_parameter(request, run)
     await store.restore(run_id, check_name("name", name), epoch_parameter(request))
     return response(request.scope, (await store.run_state(run_id)).to_map())

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from gradalign import RefreshReply, RefreshRequest
 from gradalign_scorer.context import context_of
 from gradalign_scorer.negotiation import packed_response
-from gradalign_scorer.routes.parsing import parse_sketches
+from gradalign_scorer.routes.parsing import admit_run, parse_sketches
 from gradalign_scorer.schemas import operation
 
 __all__ = ["router"]
@@ -24,4 +24,5 @@ async def refresh_validation(request: Request) -> Response:
     async with context.bodies.read(request) as body:
         context.metrics.received.inc(len(body.data))
         message = await parse_sketches(RefreshRequest, body)
+        admit_run(request, message)
         return packed_response(request.scope, await context.service.refresh(message, body))

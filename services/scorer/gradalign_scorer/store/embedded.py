@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import stat
 import tempfile
 import threading
 from pathlib import Path
@@ -98,9 +99,11 @@ class EmbeddedServer:
 
     def _free_socket_path(self) -> Path:
         path = self.data_dir / "valkey.sock"
-        if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
+        private = not stat.S_IMODE(self.data_dir.stat().st_mode) & 0o077
+        if private and len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
             return path
-        # The kernel takes about 107 bytes; a deep data folder needs its socket elsewhere.
+        # The kernel takes about 107 bytes, and a folder that others may enter is theirs to decide on (a volume's, say):
+        # the socket then has a folder of its own, which is 0700.
         self._socket_dir = tempfile.TemporaryDirectory(prefix="gradalign-")
         return Path(self._socket_dir.name) / "valkey.sock"
 

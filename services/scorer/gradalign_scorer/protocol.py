@@ -1,0 +1,94 @@
+"""One HTTP connection, within limits on what comes before a body: uvicorn and its parser have none."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from gradalign import MalformedRequest, PayloadTooLarge, WireError
+from gradalign.codec import JSON, encode_value
+
+__all__ = ["MAX_HEAD_BYTES", "BoundedProtocol"]
+
+MAX_HEAD_BYTES = 64 << 10
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Closes a connection whose request line and headers grow too large, or do not come; the connection itself included.
+
+    Args:
+        head_seconds: longest wait for a head, from the connection's first moment or a request's first byte.
+        settings: of uvicorn.
+    """
+
+    def __init__(self, *, head_seconds: float, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._head_seconds = head_seconds
+        self._head_bytes: int | None = None
+        self._patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop waiting."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, and count what belongs to a head."""
+        super().data_received(data)
+        if self._head_bytes is not None and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse(
+                    PayloadTooLarge(
+                        f"the request line and headers are longer than {MAX_HEAD_BYTES} bytes; send less there. Problems "
+                        "and sketches belong in the body."
+                    )
+                )
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        super().on_message_begin()
+        self._head_bytes = 0
+        if self._patience is None:
+            self._await_head()
+
+    def on_headers_complete(self) -> None:
+        """A head has ended."""
+        self._head_bytes = None
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What the parser cannot read is answered in the wire's shape too."""
+        self._refuse(MalformedRequest(f"the bytes are not an HTTP/1.1 request ({msg.rstrip('.')}); send one."))
+
+    def _await_head(self) -> None:
+        self._patience = self.loop.call_later(self._head_seconds, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _give_up(self) -> None:
+        self._patience = None
+        self._refuse(
+            MalformedRequest(
+                f"no whole request line and headers came within {self._head_seconds:g} s; send them at once."
+            )
+        )
+
+    def _refuse(self, error: WireError) -> None:
+        # Bytes behind a reply that is still being sent would read as part of it.
+        if self.cycle is None or self.cycle.response_complete:
+            body = encode_value(error.to_wire(), JSON)
+            head = f"content-type: {JSON}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            self.transport.write(STATUS_LINE[error.status] + head.encode() + body)
+        self.transport.close()

@@ -1,0 +1,305 @@
+"""The compute thread: one, bounded, never killed by a job, and holding on to nothing."""
+
+import asyncio
+import gc
+import threading
+import time
+import weakref
+from contextlib import contextmanager
+
+import pytest
+
+from gradalign import GradAlignError, Overloaded, Unavailable
+from gradalign_scorer.engine import Engine, pick_device
+
+
+class Payload:
+    """Stands for a request's body: what may be referred to weakly."""
+
+
+class Gate:
+    """A job that waits until it is let through."""
+
+    def __init__(self):
+        self.entered, self.open = threading.Event(), threading.Event()
+
+    def __call__(self):
+        self.entered.set()
+        assert self.open.wait(20)
+        return "through"
+
+
+async def started(gate):
+    """Wait, without blocking the loop, until the thread is within the gate."""
+    assert await asyncio.to_thread(gate.entered.wait, 20)
+
+
+def soon(condition):
+    deadline = time.monotonic() + 5
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return condition()
+
+
+@contextmanager
+def running(capacity=8, **settings):
+    engine = Engine(pick_device("cpu"), capacity, **settings)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        assert engine.close(20)
+
+
+def test_jobs_run_one_at_a_time_in_order_on_one_thread():
+    seen, inside = [], []
+
+    def job(number):
+        inside.append(number)
+        assert inside == [number]
+        time.sleep(0.001)
+        inside.pop()
+        seen.append((number, threading.current_thread().name))
+        return number * 2
+
+    async def go(engine):
+        return await asyncio.gather(*(engine.run(lambda i=i: job(i)) for i in range(50)))
+
+    with running(50) as engine:
+        assert asyncio.run(go(engine)) == [i * 2 for i in range(50)]
+    assert seen == [(i, "gradalign-compute") for i in range(50)]
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), KeyboardInterrupt(), SystemExit(3), MemoryError(), GeneratorExit()]
+)
+def test_a_job_that_raises_fails_only_itself(error):
+    def fail():
+        raise error
+
+    async def go(engine):
+        before = engine.run(lambda: 1)
+        # A task would let KeyboardInterrupt and SystemExit out of the loop, so the job is put in by hand.
+        caught = None
+        try:
+            await engine.run(fail)
+        except BaseException as raised:
+            caught = raised
+        return await before, caught, await engine.run(lambda: 2), await engine.alive()
+
+    with running() as engine:
+        assert asyncio.run(go(engine)) == (1, error, 2, True)
+
+
+def test_work_of_a_cancelled_caller_is_dropped():
+    ran = []
+
+    async def go(engine):
+        gate = Gate()
+        first = asyncio.create_task(engine.run(gate))
+        await started(gate)
+        waiting = [asyncio.create_task(engine.run(lambda i=i: ran.append(i))) for i in range(3)]
+        await asyncio.sleep(0)
+        assert engine.depth == 3
+        waiting[1].cancel()
+        await asyncio.sleep(0)
+        gate.open.set()
+        results = await asyncio.gather(first, *waiting, return_exceptions=True)
+        return [type(result) for result in results]
+
+    with running() as engine:
+        assert asyncio.run(go(engine)) == [str, type(None), asyncio.CancelledError, type(None)]
+    assert ran == [0, 2]
+
+
+def test_a_caller_cancelled_in_the_middle_leaves_the_thread_alone():
+    async def go(engine):
+        gate = Gate()
+        task = asyncio.create_task(engine.run(gate))
+        await started(gate)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        gate.open.set()
+        return await engine.run(lambda: "next")
+
+    with running() as engine:
+        assert asyncio.run(go(engine)) == "next"
+
+
+def test_a_full_queue_refuses_at_once_and_frees_again():
+    async def go(engine):
+        gate = Gate()
+        tasks = [asyncio.create_task(engine.run(gate))]
+        await started(gate)
+        tasks += [asyncio.create_task(engine.run(lambda: "waited")) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="GRADALIGN_QUEUE_SIZE") as caught:
+            await engine.run(lambda: None)
+        assert caught.value.retry_after == 1.0
+        assert await engine.alive()
+        gate.open.set()
+        assert await asyncio.gather(*tasks) == ["through", "waited", "waited"]
+        return await engine.run(lambda: "again")
+
+    with running(2) as engine:
+        assert asyncio.run(go(engine)) == "again"
+        assert engine.depth == 0
+
+
+def test_the_loop_goes_on_while_a_job_runs():
+    async def go(engine):
+        gate = Gate()
+        task = asyncio.create_task(engine.run(gate))
+        await started(gate)
+        ticks = 0
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+            ticks += 1
+        assert not task.done()
+        gate.open.set()
+        await task
+        return ticks
+
+    with running() as engine:
+        assert asyncio.run(go(engine)) == 20
+
+
+class TestAlive:
+    def test_when_idle_and_not_before_the_start_nor_after_the_end(self):
+        engine = Engine(pick_device("cpu"), 2)
+        assert not asyncio.run(engine.alive())
+        engine.start()
+        assert asyncio.run(engine.alive())
+        assert engine.close(20)
+        assert not asyncio.run(engine.alive())
+
+    @pytest.mark.parametrize(("stuck_seconds", "alive"), [(60.0, True), (0.01, False)])
+    def test_a_job_that_runs_for_too_long_counts_as_stuck(self, stuck_seconds, alive):
+        async def go(engine):
+            gate = Gate()
+            task = asyncio.create_task(engine.run(gate))
+            await started(gate)
+            await asyncio.sleep(0.05)
+            asked = time.perf_counter()
+            answer = await engine.alive()
+            # It must not wait behind the job: a probe has a timeout of its own.
+            assert time.perf_counter() - asked < 0.5
+            gate.open.set()
+            await task
+            return answer, await engine.alive()
+
+        with running(stuck_seconds=stuck_seconds) as engine:
+            assert asyncio.run(go(engine)) == (alive, True)
+
+
+class TestClosing:
+    def test_what_waits_is_finished_and_what_comes_is_refused(self):
+        async def go(engine):
+            gate = Gate()
+            tasks = [asyncio.create_task(engine.run(job)) for job in (gate, lambda: "waited")]
+            await started(gate)
+            closing = asyncio.create_task(asyncio.to_thread(engine.close, 20))
+            # The mark of the end waits behind the job.
+            assert await asyncio.to_thread(soon, lambda: engine.depth == 2)
+            with pytest.raises(Unavailable, match="shutting down"):
+                await engine.run(lambda: None)
+            gate.open.set()
+            return await asyncio.gather(closing, *tasks)
+
+        with running() as engine:
+            assert asyncio.run(go(engine)) == [True, "through", "waited"]
+
+    def test_a_stuck_job_does_not_hold_the_process(self):
+        async def go(engine):
+            gate = Gate()
+            task = asyncio.create_task(engine.run(gate))
+            await started(gate)
+            begun = time.perf_counter()
+            assert not engine.close(0.05)
+            assert time.perf_counter() - begun < 1
+            gate.open.set()
+            await task
+
+        with running() as engine:
+            asyncio.run(go(engine))
+
+    def test_twice_and_without_a_start(self):
+        engine = Engine(pick_device("cpu"), 2)
+        assert engine.close(1)
+        with running() as engine:
+            assert engine.close(20)
+
+
+class TestMemory:
+    """A job holds its request's body, up to a gibibyte: it must not wait for the next job, nor for the collector."""
+
+    @pytest.fixture(autouse=True)
+    def no_collector(self):
+        gc.collect()
+        gc.disable()
+        yield
+        gc.enable()
+
+    def freed(self, payload):
+        """Whether it is gone soon: the thread may be a moment behind the loop."""
+        return soon(lambda: payload() is None)
+
+    def test_of_a_job_that_is_done(self):
+        async def go(engine):
+            body = Payload()
+            await engine.run(lambda body=body: id(body))
+            return weakref.ref(body)
+
+        with running() as engine:
+            assert self.freed(asyncio.run(go(engine)))
+
+    def test_of_a_result(self):
+        async def go(engine):
+            return weakref.ref(await engine.run(Payload))
+
+        with running() as engine:
+            assert self.freed(asyncio.run(go(engine)))
+
+    def test_of_a_job_that_raised(self):
+        def fail(body):
+            raise ValueError(id(body))
+
+        async def go(engine):
+            body = Payload()
+            try:
+                await engine.run(lambda body=body: fail(body))
+            except ValueError:
+                return weakref.ref(body)
+
+        with running() as engine:
+            assert self.freed(asyncio.run(go(engine)))
+
+    def test_of_a_job_whose_caller_was_cancelled(self):
+        async def go(engine):
+            gate, body = Gate(), Payload()
+            first = asyncio.create_task(engine.run(gate))
+            await started(gate)
+            second = asyncio.create_task(engine.run(lambda body=body: id(body)))
+            await asyncio.sleep(0)
+            second.cancel()
+            await asyncio.gather(second, return_exceptions=True)
+            gate.open.set()
+            await first
+            return weakref.ref(body)
+
+        with running() as engine:
+            assert self.freed(asyncio.run(go(engine)))
+
+
+class TestDevices:
+    @pytest.mark.parametrize("setting", ["auto", "cpu"])
+    def test_usable(self, setting):
+        assert pick_device(setting).type in ("cpu", "cuda")
+
+    @pytest.mark.parametrize("setting", ["warp", "", "cuda:99", "meta", "cpu:x"])
+    def test_others_are_refused_by_the_name_of_the_setting(self, setting):
+        with pytest.raises(GradAlignError, match=r"GRADALIGN_DEVICE \(--device\)") as caught:
+            pick_device(setting)
+        assert repr(setting) in str(caught.value)
+        assert "cuda:N" in str(caught.value)
