@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # One torch thread per process: the tests and the demo run two processes side by side.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test lint format bench serve clean
+.PHONY: help install demo test lint format bench bench-sketch serve clean
 help:
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -42,6 +42,11 @@ format: $(STAMP) ## ruff's formatter and fixes
 
 bench: $(STAMP) ## every benchmark; figures go to docs/
 	@for bench in tests/bench/bench_*.py; do echo "==> $$bench"; $(BIN)/python $$bench || exit 1; done
+
+bench-sketch: $(STAMP) ## what sketches cost and how true they are; PEERS=folder (make_peers.sh) for the side by side
+	@$(BIN)/python tests/bench/bench_sketch.py
+	@$(BIN)/python tests/bench/bench_fidelity.py
+	@if [ -n "$(PEERS)" ]; then PYTHONPATH=proto:services/trainer $(PEERS)/bin/python tests/bench/bench_peers.py; fi
 
 clean: ## remove what make made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,6 @@
 """How true sketched alignments are, and whether the scorer's `reliability` foretells it.
 
-    python tests/bench/bench_fidelity.py [--pool N] [--seeds N] [--updates 0 30]
+    python tests/bench/bench_fidelity.py [--pool N] [--seeds N] [--updates 0 10]
 
 GRPO gradients of the demo's base model, as trained and after updates of GRPO, in all regimes; k from 1,024 to 65,536.
 Predicted is `reliability` of the sketched alignments alone; found is their correlation with the exact cosines. Each
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pool", type=int, default=512)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--updates", type=int, nargs="+", default=[0, 30])
+    parser.add_argument("--updates", type=int, nargs="+", default=[0, 10])
     options = parser.parse_args()
     worst = 0.0
     for regime in REGIMES:

@@ -1,6 +1,6 @@
 """What sketches cost: ratios measured side by side in one process, each the best of interleaved repetitions.
 
-    python tests/bench/bench_sketch.py [--threads N] [--repeats N] [--only factors from_grads tiny large]
+    python tests/bench/bench_sketch.py [--threads N] [--repeats N] [--only factors from_grads tiny large memory]
 
 Rows: `from_grads()` against `torch.add` over the same gradients; capture against a plain forward and backward of the same
 batch, with `.grad` kept, on the demo's tiny model and on one of 25 million parameters; and one backward a problem.
@@ -9,6 +9,10 @@ batch, with `.grad` kept, on the demo's tiny model and on one of 25 million para
 from __future__ import annotations
 
 import argparse
+import os
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -60,7 +64,7 @@ def bench_from_grads(repeats: int) -> None:
         num_key_value_heads=2,
     )  # fmt: skip
     for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter)
+        parameter.grad = torch.randn_like(parameter) * 1e-3
     spare = [torch.zeros_like(p) for p in model.parameters()]
     sketcher = Sketcher(model)
 
@@ -68,7 +72,14 @@ def bench_from_grads(repeats: int) -> None:
         for parameter, other in zip(model.parameters(), spare, strict=True):
             torch.add(parameter.grad, other, out=other)
 
-    seconds = best({"torch.add": add, "from_grads()": sketcher.from_grads}, repeats)
+    validation, fixed = sketcher.gradients(), Sketcher(model, reproducible=True)
+    runs: dict[str, Callable[[], object]] = {
+        "torch.add": add,
+        "from_grads()": sketcher.from_grads,
+        "from_grads(against=...)": lambda: sketcher.from_grads(against=validation),
+        "from_grads(), reproducible": fixed.from_grads,
+    }
+    seconds = best(runs, repeats)
     report(f"from_grads(), {sketcher.coverage.numel:,} elements, dim 8192", seconds, "torch.add")
 
 
@@ -118,10 +129,7 @@ def bench_tiny(repeats: int) -> None:
 
 def bench_large(repeats: int) -> None:
     """25 million parameters, 2,048 and 512 tokens a problem."""
-    model = model_of(
-        vocab_size=512, hidden_size=512, intermediate_size=2048, num_hidden_layers=6, num_attention_heads=8,
-        num_key_value_heads=8,
-    )  # fmt: skip
+    model = large_model()
     count = sum(p.numel() for p in model.parameters()) / 1e6
     for problems, rollouts in ((2, 8), (4, 2)):
         ids = torch.randint(0, 512, (problems * rollouts, 256))
@@ -159,7 +167,43 @@ def bench_factors(repeats: int) -> None:
     accumulate.cheaper = factors.cheaper
 
 
-BENCHES = {"factors": bench_factors, "from_grads": bench_from_grads, "tiny": bench_tiny, "large": bench_large}
+def large_model() -> Qwen2ForCausalLM:
+    """25 million parameters."""
+    return model_of(
+        vocab_size=512, hidden_size=512, intermediate_size=2048, num_hidden_layers=6, num_attention_heads=8,
+        num_key_value_heads=8,
+    )  # fmt: skip
+
+
+def peak(contestant: str) -> None:
+    """Print the most memory, in MiB, that some steps of one contestant take; run in a process of its own."""
+    model = large_model()
+    ids, index = torch.randint(0, 512, (8, 256)), torch.arange(4).repeat_interleave(2)
+    runs = contestants(model, ids, index, one_by_one=False)
+    Sketcher(model).from_grads()  # whoever runs, numba's compiler is loaded
+    for _ in range(3):
+        runs[contestant]()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+
+def bench_memory(_repeats: int) -> None:
+    """Peak memory of a process that does nothing else; the largest layer's gradient is 4 MiB, the sketches 128 KiB."""
+    print("\n25M parameters, 4 problems x 512 tokens: peak memory")
+    # Memory that is freed goes back at once, so that the peak is of what was in use.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "100000", "MALLOC_TRIM_THRESHOLD_": "100000"}
+    for name in ("plain forward + backward", "capture, .grad kept", "capture, .grad left alone"):
+        command = [sys.executable, __file__, "--peak", name]
+        found = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+        print(f"  {name:<34}{found:>10} MiB")
+
+
+BENCHES = {
+    "factors": bench_factors,
+    "from_grads": bench_from_grads,
+    "tiny": bench_tiny,
+    "large": bench_large,
+    "memory": bench_memory,
+}
 
 
 def main() -> None:
@@ -168,7 +212,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=BENCHES, default=list(BENCHES))
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.peak:
+        peak(options.peak)
+        return
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} threads, best of {options.repeats}")
     for name in options.only:

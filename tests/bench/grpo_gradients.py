@@ -55,7 +55,7 @@ class Stage:
         self.model, self.tokenizer = load_policy(base_model(CACHE), device=torch.device("cpu"))
         self.generator = torch.Generator().manual_seed(0)
         world = make_world(regime, seed=0)
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-4)
         for step in range(updates):
             scored = self._score(world.pool[32 * step : 32 * (step + 1)], ROLLOUTS)
             optimizer.zero_grad()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from gradalign import GradAlignError, Overloaded, Unavailable
+from gradalign import Overloaded, Unavailable
 from gradalign_scorer.engine import Engine, pick_device
 
 
@@ -152,17 +152,13 @@ def test_the_loop_goes_on_while_a_job_runs():
         gate = Gate()
         task = asyncio.create_task(engine.run(gate))
         await started(gate)
-        ticks = 0
-        for _ in range(20):
-            await asyncio.sleep(0.001)
-            ticks += 1
+        await asyncio.sleep(0.01)
         assert not task.done()
         gate.open.set()
-        await task
-        return ticks
+        return await task
 
     with running() as engine:
-        assert asyncio.run(go(engine)) == 20
+        assert asyncio.run(go(engine)) == "through"
 
 
 class TestAlive:
@@ -290,16 +286,3 @@ class TestMemory:
 
         with running() as engine:
             assert self.freed(asyncio.run(go(engine)))
-
-
-class TestDevices:
-    @pytest.mark.parametrize("setting", ["auto", "cpu"])
-    def test_usable(self, setting):
-        assert pick_device(setting).type in ("cpu", "cuda")
-
-    @pytest.mark.parametrize("setting", ["warp", "", "cuda:99", "meta", "cpu:x"])
-    def test_others_are_refused_by_the_name_of_the_setting(self, setting):
-        with pytest.raises(GradAlignError, match=r"GRADALIGN_DEVICE \(--device\)") as caught:
-            pick_device(setting)
-        assert repr(setting) in str(caught.value)
-        assert "cuda:N" in str(caught.value)

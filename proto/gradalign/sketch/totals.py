@@ -17,7 +17,7 @@ from gradalign.sketch.tables import HashTable
 
 __all__ = ["ExactSketch", "Totals", "check_finite", "exact_sketch"]
 
-_CHUNK = 1 << 20
+_RUN = 1 << 15
 
 
 class ExactSketch(NamedTuple):
@@ -86,14 +86,12 @@ class Totals:
         if not known or not known[0].numel():
             return
         figures = self._sum(known[0].device, mesh).figures
-        for pieces in zip(*(t.split(_CHUNK) for t in known), strict=True):
-            wide = [piece.double() for piece in pieces]
-            if tensor is not None:
-                figures[1] += wide[0] @ wide[0]
-            if against is not None:
-                figures[2] += wide[-1] @ wide[-1]
-            if len(wide) == 2:
-                figures[0] += wide[0] @ wide[1]
+        if tensor is not None:
+            figures[1] += _product(known[0], known[0])
+        if against is not None:
+            figures[2] += _product(known[-1], known[-1])
+        if len(known) == 2:
+            figures[0] += _product(*known)
 
     def sum(self, home: torch.device, group: Any = None) -> tuple[Tensor, Tensor]:
         """The sketch of all, over all ranks of each mesh and of the group; and the figures, float64 [4] on the CPU."""
@@ -127,6 +125,13 @@ class Totals:
                 torch.zeros(self._dim, dtype=kind, device=device), torch.zeros(4, dtype=torch.float64, device=device)
             )
         return self._sums[key]
+
+
+def _product(one: Tensor, other: Tensor) -> Tensor:
+    """The inner product of two vectors, float64: over short runs in their own precision, and those added in float64."""
+    wide = torch.float64 if torch.float64 in (one.dtype, other.dtype) else torch.float32
+    runs = zip(one.split(_RUN), other.split(_RUN), strict=True)
+    return torch.stack([left.to(wide) @ right.to(wide) for left, right in runs]).sum(dtype=torch.float64)
 
 
 def exact_sketch(total: Tensor, figures: Tensor) -> ExactSketch:

@@ -96,7 +96,8 @@ class Settings(BaseSettings):
     @classmethod
     def _split_keys(cls, value: Any) -> Any:
         parts = value.split(",") if isinstance(value, str) else value
-        keys = tuple(part.strip() if isinstance(part, str) else part for part in parts if part not in ("", " "))
+        stripped = (part.strip() if isinstance(part, str) else part for part in parts)
+        keys = tuple(part for part in stripped if part != "")
         for position, key in enumerate(keys, start=1):
             if isinstance(key, str) and not _KEY.fullmatch(key):
                 raise ValueError(
