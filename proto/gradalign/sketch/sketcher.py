@@ -121,13 +121,13 @@ class Sketcher:
         for name, parameter in named:
             totals.join(parameter)
             part, mesh = self._part(name, parameter)
+            other = None if against is None else against.get(name)
+            check_placement(name, parameter.grad, other)
+            local, _, other_mesh = (None, None, None) if other is None else local_part(other)
             if part is not None:
-                totals.add(part, mesh)
-            if against is not None:
-                other = against.get(name)
-                check_placement(name, parameter.grad, other)
-                local = None if other is None else local_part(other)[0]
-                totals.add_exact(part and part.tensor, local, mesh if part else _mesh_of(other))
+                totals.add(part, mesh, local)
+            if local is not None:
+                totals.add_other(local, other_mesh)
         total, figures = totals.sum(local_part(named[0][1])[0].device)
         check_finite(total, [(name, p.grad) for name, p in named])
         return total if against is None else exact_sketch(total, figures)
@@ -161,9 +161,9 @@ class Sketcher:
         totals, seen, device = self._totals(against), [], next(self._model.parameters()).device
         for given, other in paired(parts, against):
             part = self._scaled(given._replace(name=canonical_name(given.name)))
-            totals.add(part, None)
+            totals.add(part, None, None if other is None else other.tensor)
             if other is not None:
-                totals.add_exact(part.tensor, other.tensor, None)
+                totals.add_other(other.tensor, None)
             seen.append((part.name, part.tensor))
             device = part.tensor.device
         total, figures = totals.sum(device, group)
@@ -324,7 +324,3 @@ def _projection(
         return Projection(dim=dim, seed=seed, parameters=parameters_digest(shapes), preconditioner=named)
     except InvalidValue as error:
         raise SketchError(str(error)) from None
-
-
-def _mesh_of(gradient: Tensor | None) -> Any:
-    return None if gradient is None else local_part(gradient)[2]

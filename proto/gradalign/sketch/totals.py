@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -60,7 +61,7 @@ class Totals:
         self._dtype = dtype
         self._table = table
         self._fixed = fixed
-        self._figures = fixed or exact
+        self._exact = exact
         self._sums: dict[tuple[torch.device, Any], _Sum] = {}
 
     def join(self, parameter: Tensor) -> None:
@@ -69,29 +70,30 @@ class Totals:
             local, _, mesh = local_part(parameter)
             self._sum(local.device, mesh)
 
-    def add(self, part: LocalGradient, mesh: Any) -> None:
-        """Add a part's sketch."""
+    def add(self, part: LocalGradient, mesh: Any, against: Tensor | None = None) -> None:
+        """Add a part's sketch; and where products are taken, its own squared norm and the product with that tensor."""
         device = part.tensor.device
-        total = self._sum(device, mesh)
-        for table, matrix in blocks(self._table(part.name, device), part):
-            if self._fixed:
-                shaped = matrix.detach().reshape(1, len(table.rows), len(table.cols))
-                total.figures[3] += add_fixed(total.buckets.unsqueeze(0), shaped, table)[0]
-            else:
-                add_matrix(total.buckets, matrix, table)
-
-    def add_exact(self, tensor: Tensor | None, against: Tensor | None, mesh: Any) -> None:
-        """Add the product and the squared norms of two parts that lie in one place; None stands for zeros."""
-        known = [t.detach().flatten() for t in (tensor, against) if t is not None]
-        if not known or not known[0].numel():
-            return
-        figures = self._sum(known[0].device, mesh).figures
-        if tensor is not None:
-            figures[1] += _product(known[0], known[0])
+        total, name = self._sum(device, mesh), part.name
+        others: Iterable[Any] = repeat((None, None))
         if against is not None:
-            figures[2] += _product(known[-1], known[-1])
-        if len(known) == 2:
-            figures[0] += _product(*known)
+            others = blocks(self._table(name, device), part._replace(tensor=against))
+        for (table, matrix), (_, other) in zip(blocks(self._table(name, device), part), others, strict=False):
+            found = self._add(total, matrix, table, other)
+            if self._exact:
+                total.figures[1] += _product(matrix, matrix) if found is None else found[1]
+            if other is not None:
+                total.figures[0] += _product(matrix, other) if found is None else found[0]
+
+    def add_other(self, against: Tensor, mesh: Any) -> None:
+        """Add the squared norm of a part of the gradient that products are taken with."""
+        self._sum(against.device, mesh).figures[2] += _product(against, against)
+
+    def _add(self, total: _Sum, matrix: Tensor, table: HashTable, other: Tensor | None) -> Tensor | None:
+        if not self._fixed:
+            return add_matrix(total.buckets, matrix, table, other)
+        shaped = matrix.detach().reshape(1, len(table.rows), len(table.cols))
+        total.figures[3] += add_fixed(total.buckets.unsqueeze(0), shaped, table)[0]
+        return None
 
     def sum(self, home: torch.device, group: Any = None) -> tuple[Tensor, Tensor]:
         """The sketch of all, over all ranks of each mesh and of the group; and the figures, float64 [4] on the CPU."""
@@ -114,7 +116,7 @@ class Totals:
 
     def _reduce(self, part: _Sum, group: Any) -> None:
         torch.distributed.all_reduce(part.buckets, group=group)
-        if self._figures:
+        if self._fixed or self._exact:
             torch.distributed.all_reduce(part.figures, group=group)
 
     def _sum(self, device: torch.device, mesh: Any) -> _Sum:
@@ -128,10 +130,11 @@ class Totals:
 
 
 def _product(one: Tensor, other: Tensor) -> Tensor:
-    """The inner product of two vectors, float64: over short runs in their own precision, and those added in float64."""
+    """The inner product of two tensors, float64: over short runs in their own precision, and those added in float64."""
     wide = torch.float64 if torch.float64 in (one.dtype, other.dtype) else torch.float32
-    runs = zip(one.split(_RUN), other.split(_RUN), strict=True)
-    return torch.stack([left.to(wide) @ right.to(wide) for left, right in runs]).sum(dtype=torch.float64)
+    flat = (tensor.detach().flatten().split(_RUN) for tensor in (one, other))
+    products = [left.to(wide) @ right.to(wide) for left, right in zip(*flat, strict=True)]
+    return torch.stack(products).sum(dtype=torch.float64)
 
 
 def exact_sketch(total: Tensor, figures: Tensor) -> ExactSketch:
