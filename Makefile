@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # One torch thread per process: the tests and the demo run two processes side by side.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test lint format bench bench-sketch serve clean
+.PHONY: help install demo test lint format bench bench-sketch bench-scorer serve clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -39,6 +39,9 @@ lint: $(STAMP) ## ruff and mypy --strict
 
 format: $(STAMP) ## ruff's formatter and fixes
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+bench-scorer: $(STAMP) ## the scorer's: throughput, latency, memory, the pass over the sketches, the store
+	@for bench in bench_scorer bench_kernel bench_store; do echo "==> $$bench"; $(BIN)/python tests/bench/$$bench.py || exit 1; done
 
 bench: $(STAMP) ## every benchmark; figures go to docs/
 	@for bench in tests/bench/bench_*.py; do echo "==> $$bench"; $(BIN)/python $$bench || exit 1; done

@@ -34,6 +34,7 @@ def test_every_selection_comes_from_the_scorer(scorer, play, run_id):
     assert seen.stages == ["evaluate", *["validation", "score", "update"] * 2, "evaluate"]
     last = result.reports[-1].figures
     assert last["scored"] == 24
+    assert 0 < last["scorer_seconds"] < last["round_seconds"]
     assert last["selected_alignment"] > last["alignment"]
     rows = problems_of(scorer.url, run_id)
     assert sum(row.times_scored for row in rows.values()) == 2 * 24

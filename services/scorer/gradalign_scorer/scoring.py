@@ -178,4 +178,4 @@ def _reliability(request: ScoreRequest, alignments: Floats | None, signal: npt.N
     if alignments is None:
         return None
     estimate = reliability(alignments[signal], request.projection.dim)
-    return Reliability(1.0) if estimate and request.dots is not None else estimate
+    return Reliability(1.0) if estimate and _exact(request) else estimate

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -129,6 +130,14 @@ class Curriculum:
         aggregation: of validation sketches.
         projection: of the sketches.
         seed: of random choices.
+
+    Attributes:
+        fallbacks: choices made at random although the scorer was wanted.
+        requests: requests that were answered.
+        scored: problems that were scored.
+        seconds: spent on requests, answered or not.
+        validation: the last answer to a refresh.
+        needs_validation: a validation gradient has to be sent before anything can be scored.
     """
 
     def __init__(
@@ -153,6 +162,7 @@ class Curriculum:
         self.fallbacks = 0
         self.requests = 0
         self.scored = 0
+        self.seconds = 0.0
         self.validation: RefreshReply | None = None
         self.needs_validation = self.adaptive
 
@@ -291,6 +301,7 @@ class Curriculum:
         assert self._client is not None
         assert self._probe is not None
         client = self._probe if self._away else self._client
+        began = time.monotonic()
         try:
             self._restore(client)
             reply = request(client)
@@ -299,6 +310,8 @@ class Curriculum:
                 logger.warning("The scorer is away, training goes on without it: %s: %s", what, error)
             self._away = self.needs_validation = True
             return None
+        finally:
+            self.seconds += time.monotonic() - began
         if self._away:
             logger.warning("The scorer at %s is back.", self._url)
         self._away = False

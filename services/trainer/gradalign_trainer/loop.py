@@ -62,10 +62,12 @@ def train(
         if run.round_number == 0:
             run.report({}, evaluate=True)
         while run.round_number < config.rounds:
-            began = time.monotonic()
+            began, asked = time.monotonic(), run.curriculum.seconds
             figures = run.weighted_round() if config.mode == "weight" else run.chosen_round()
             run.round_number += 1
             figures["round_seconds"] = time.monotonic() - began
+            if run.curriculum.adaptive:
+                figures["scorer_seconds"] = run.curriculum.seconds - asked
             last = run.round_number == config.rounds
             run.report(figures, evaluate=last or run.round_number % config.evaluate_every == 0)
             if last or (config.checkpoint_every and run.round_number % config.checkpoint_every == 0):
