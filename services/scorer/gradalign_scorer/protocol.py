@@ -13,6 +13,7 @@ from gradalign.codec import JSON, encode_value
 __all__ = ["MAX_HEAD_BYTES", "BoundedProtocol"]
 
 MAX_HEAD_BYTES = 64 << 10
+_AROUND_HEADER = 4  # a colon, a space and a line's end
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -26,7 +27,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def __init__(self, *, head_seconds: float, **settings: Any) -> None:
         super().__init__(**settings)
         self._head_seconds = head_seconds
-        self._head_bytes: int | None = None
+        self._counted = 0
+        self._silent = 0
         self._patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -40,33 +42,56 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse, and count what belongs to a head."""
+        """Parse; bytes of which the parser tells nothing are those of a header that does not end, and pile up in it."""
+        self._silent += len(data)
         super().data_received(data)
-        if self._head_bytes is not None and not self.transport.is_closing():
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(
-                    PayloadTooLarge(
-                        f"the request line and headers are longer than {MAX_HEAD_BYTES} bytes; send less there. Problems "
-                        "and sketches belong in the body."
-                    )
-                )
+        if self._silent > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(_too_large())
 
     def on_message_begin(self) -> None:
         """A head begins."""
         super().on_message_begin()
-        self._head_bytes = 0
+        self._counted = self._silent = 0
         if self._patience is None:
             self._await_head()
 
+    def on_url(self, url: bytes) -> None:
+        """Count (a part of) the path."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count a header, or a trailer behind a chunked body."""
+        self._count(len(name) + len(value) + _AROUND_HEADER)
+        super().on_header(name, value)
+
+    def _count(self, length: int) -> None:
+        self._silent = 0
+        self._counted += length
+        if self._counted > MAX_HEAD_BYTES:
+            raise ValueError("the head is too large")  # stops the parser, which then asks for send_400_response
+
     def on_headers_complete(self) -> None:
         """A head has ended."""
-        self._head_bytes = None
+        self._silent = 0
         self._stop_waiting()
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """Part of a body."""
+        self._silent = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request has ended."""
+        self._silent = 0
+        super().on_message_complete()
+
     def send_400_response(self, msg: str) -> None:
         """What the parser cannot read is answered in the wire's shape too."""
+        if self._counted > MAX_HEAD_BYTES:
+            self._refuse(_too_large())
+            return
         self._refuse(MalformedRequest(f"the bytes are not an HTTP/1.1 request ({msg.rstrip('.')}); send one."))
 
     def _await_head(self) -> None:
@@ -92,3 +117,10 @@ class BoundedProtocol(HttpToolsProtocol):
             head = f"content-type: {JSON}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
             self.transport.write(STATUS_LINE[error.status] + head.encode() + body)
         self.transport.close()
+
+
+def _too_large() -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"the request line and headers are longer than {MAX_HEAD_BYTES} bytes; send less there. Problems and sketches "
+        "belong in the body."
+    )
