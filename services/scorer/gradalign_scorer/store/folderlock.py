@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import time
 from pathlib import Path
 from typing import IO
 
-__all__ = ["FolderLock"]
+__all__ = ["FolderLock", "open_private"]
 
 _POLL_SECONDS = 0.02
+
+
+def open_private(path: Path) -> IO[bytes]:
+    """Open a file to append to, made for this user alone: whoever may read a file may also lock it, for ever."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab")
 
 
 class FolderLock:
@@ -31,7 +37,7 @@ class FolderLock:
 
     def take(self, seconds: float = 0.0) -> bool:
         """Whether the lock could be had within the time; OSError where the file cannot be opened."""
-        file = self._path.open("ab")
+        file = open_private(self._path)
         deadline = time.monotonic() + seconds
         while True:
             try:

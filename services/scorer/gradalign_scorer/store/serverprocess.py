@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from gradalign import GradAlignError
-from gradalign_scorer.store.folderlock import FolderLock
+from gradalign_scorer.store.folderlock import FolderLock, open_private
 
 __all__ = ["EmbeddedServerError", "ServerProcess", "find_server"]
 
@@ -108,7 +108,7 @@ class ServerProcess:
         self._socket_path.unlink(missing_ok=True)
         settings = {**_SETTINGS, "unixsocket": str(self._socket_path)}
         arguments = [text for name, value in settings.items() for text in (f"--{name}", value)]
-        with self._log_path.open("ab") as log:
+        with open_private(self._log_path) as log:
             self._process = subprocess.Popen(  # noqa: S603
                 [str(find_server()), *arguments],
                 stdin=subprocess.DEVNULL,
