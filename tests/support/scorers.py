@@ -133,6 +133,24 @@ def start_scorer(valkey_url: str) -> Iterator[Callable[..., ScorerProcess]]:
 
 
 @pytest.fixture
+def serve() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `gradalign serve` that is expected to end by itself: `serve(*flags, PORT="x")`."""
+
+    def serve(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("GRADALIGN_")}
+        return subprocess.run(
+            [sys.executable, "-m", "gradalign", "serve", *flags],
+            env={**clean, **{f"GRADALIGN_{k}": v for k, v in environment.items()}},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return serve
+
+
+@pytest.fixture
 def run_id(request: pytest.FixtureRequest) -> str:
     """A run of this test's own."""
     return f"{abs(hash(request.node.nodeid)):x}-{time.time_ns():x}"
