@@ -43,8 +43,7 @@ format: $(STAMP) ## ruff's formatter and fixes
 bench-scorer: $(STAMP) ## the scorer's: throughput, latency, memory, the pass over the sketches, the store
 	@for bench in bench_scorer bench_kernel bench_store; do echo "==> $$bench"; $(BIN)/python tests/bench/$$bench.py || exit 1; done
 
-bench: $(STAMP) ## every benchmark; figures go to docs/
-	@for bench in tests/bench/bench_*.py; do echo "==> $$bench"; $(BIN)/python $$bench || exit 1; done
+bench: bench-sketch bench-scorer ## every benchmark; figures go to docs/
 
 bench-sketch: $(STAMP) ## what sketches cost and how true they are; PEERS=folder (make_peers.sh) for the side by side
 	@$(BIN)/python tests/bench/bench_sketch.py
