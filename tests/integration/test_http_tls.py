@@ -192,6 +192,14 @@ def test_files_that_cannot_be_used_stop_the_start(serve, authority, tmp_path, ma
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("protected", [False, True])
+def test_keys_in_clear_are_warned_of(start_scorer, authority, protected):
+    cert, key = authority.sign("warned")
+    flags = ["--tls-cert", str(cert), "--tls-key", str(key)] if protected else []
+    process = start_scorer("--host", "0.0.0.0", *flags, API_KEY="the-key-of-the-test")
+    assert ("travel in clear to 0.0.0.0" in process.log.read_text()) is not protected
+
+
 def test_a_ca_file_that_cannot_be_used_is_named(tmp_path, monkeypatch):
     (tmp_path / "no.pem").write_text("no certificate")
     for path in (tmp_path / "none.pem", tmp_path / "no.pem"):

@@ -2,6 +2,7 @@
 
 import hmac
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,16 @@ def test_each_line_is_a_key_with_its_scope(write):
         key_digest(b"beta-key"): Access(("teamA-*", "teamB-7"), read_only=True),
         key_digest(b"gamma-key"): Access(),
     }
+
+
+def test_the_example_of_the_documentation_is_taken(write):
+    text = (Path(__file__).parents[2] / "docs/security.md").read_text()
+    example = text.partition("### Scopes\n\n")[2].partition("\n\n`runs=`")[0]
+    assert list(read_key_file(write(example)).values()) == [
+        Access(("teamA-*",)),
+        Access(("teamA-*", "shared-eval"), read_only=True),
+        Access(),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from gradalign_scorer.settings import Settings, load_settings
 
 __all__ = ["ServeCommand"]
 
+_LOG = logging.getLogger(__name__)
 _HELPS = {
     "host": "address to listen on (127.0.0.1); any other than loopback needs an API key",
     "port": "port to listen on (8000); 0 takes a free one",
@@ -58,6 +60,12 @@ class ServeCommand:
         flags = {name: getattr(args, name) for name in Settings.model_fields if hasattr(args, name)}
         settings = load_settings(flags)
         configure_logging(settings.log_level, settings.log_format)
+        if settings.keys_travel_in_clear():
+            _LOG.warning(
+                "keys and sketches travel in clear to %s; give GRADALIGN_TLS_CERT (--tls-cert) and GRADALIGN_TLS_KEY "
+                "(--tls-key), or let a proxy on this machine speak TLS and listen on 127.0.0.1",
+                settings.host,
+            )
         serve(settings, args.port_file)
         return 0
 

@@ -144,6 +144,10 @@ class Settings(BaseSettings):
         """The accepted API keys."""
         return tuple(key.get_secret_value().encode() for key in self.api_key)
 
+    def keys_travel_in_clear(self) -> bool:
+        """Whether other machines send their keys without TLS."""
+        return bool(self.api_key or self.api_key_file) and self.tls_cert is None and not is_loopback(self.host)
+
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach the address."""
