@@ -16,6 +16,7 @@ from gradalign_scorer.metrics import Metrics
 from gradalign_scorer.service import Service
 from gradalign_scorer.settings import Settings
 from gradalign_scorer.store import RunStore
+from gradalign_scorer.streams import Streams
 
 __all__ = ["Context", "context_of"]
 
@@ -33,7 +34,8 @@ class Context:
         service: the requests that change a run.
         metrics: of this process.
         keys: that are accepted.
-        started_at: Unix time in seconds.
+        streams: of pages that watch runs.
+        started_at: on the monotonic clock, which never jumps.
         warm: whether the first computation is done.
         draining: whether the process was told to end.
     """
@@ -46,7 +48,8 @@ class Context:
     service: Service
     metrics: Metrics
     keys: KeyRing
-    started_at: float = field(default_factory=time.time)
+    streams: Streams
+    started_at: float = field(default_factory=time.monotonic)
     warm: bool = False
     draining: bool = False
 

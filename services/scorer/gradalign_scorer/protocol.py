@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from gradalign import MalformedRequest, PayloadTooLarge, WireError
 from gradalign.codec import JSON, encode_value
+from gradalign_scorer.delivery import DeliveringProtocol
 
 __all__ = ["MAX_HEAD_BYTES", "BoundedProtocol"]
 
@@ -16,12 +17,12 @@ MAX_HEAD_BYTES = 64 << 10
 _AROUND_HEADER = 4  # a colon, a space and a line's end
 
 
-class BoundedProtocol(HttpToolsProtocol):
+class BoundedProtocol(DeliveringProtocol):
     """Closes a connection whose request line and headers grow too large, or do not come; the connection itself included.
 
     Args:
         head_seconds: longest wait for a head, from the connection's first moment or a request's first byte.
-        settings: of uvicorn.
+        settings: of `DeliveringProtocol`.
     """
 
     def __init__(self, *, head_seconds: float, **settings: Any) -> None:

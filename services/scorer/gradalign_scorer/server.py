@@ -19,6 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from gradalign_scorer.context import Context
+from gradalign_scorer.delivery import Deliveries
 from gradalign_scorer.directbody import DirectBodyProtocol
 from gradalign_scorer.settings import Settings, SettingsError
 from gradalign_scorer.tls import ServerTls
@@ -27,6 +28,8 @@ __all__ = ["Server", "bound_sockets"]
 
 _LOG = logging.getLogger(__name__)
 _BACKLOG = 2048
+_REPLY_SHARE = 8
+"""Replies that clients do not take may hold an eighth of what bodies may."""
 
 
 class Server(uvicorn.Server):
@@ -59,7 +62,10 @@ class Server(uvicorn.Server):
             )
         )
         self.config.load()
-        self.config.http_protocol_class = partial(DirectBodyProtocol, head_seconds=settings.body_seconds)  # type: ignore[assignment]
+        deliveries = Deliveries(settings.body_seconds, settings.max_admitted_bytes // _REPLY_SHARE)
+        self.config.http_protocol_class = partial(  # type: ignore[assignment]
+            DirectBodyProtocol, head_seconds=settings.body_seconds, deliveries=deliveries
+        )
         self.config.ssl = tls.context if tls else None
         self._tls = tls
         self._context: Context = app.state.context

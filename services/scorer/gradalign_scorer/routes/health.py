@@ -58,7 +58,7 @@ async def health(request: Request) -> Response:
             "draining": context.draining,
             "queue_depth": context.engine.depth,
             "admitted_requests": context.admission.requests,
-            "uptime_seconds": time.time() - context.started_at,
+            "uptime_seconds": time.monotonic() - context.started_at,
         },
     )
 
