@@ -6,6 +6,7 @@ import math
 import re
 import reprlib
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from gradalign.errors import InvalidValue
@@ -24,7 +25,18 @@ __all__ = [
 
 NAME_PATTERN = r"[A-Za-z0-9._-]{1,128}"
 _NAME = re.compile(NAME_PATTERN)
-_BRIEF = reprlib.Repr()
+
+
+class _Brief(reprlib.Repr):
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        # The library's own sorts the keys: nobody would find what they wrote.
+        if level <= 0:
+            return "{...}"
+        parts = [f"{self.repr1(key, level - 1)}: {self.repr1(x[key], level - 1)}" for key in islice(x, self.maxdict)]
+        return "{" + ", ".join(parts + ["..."] * (len(x) > self.maxdict)) + "}"
+
+
+_BRIEF = _Brief()
 _BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = 40
 _BRIEF.maxlevel = 4
 _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 100
