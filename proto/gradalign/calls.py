@@ -15,7 +15,6 @@ from gradalign.checks import check_int, check_name
 from gradalign.codec import JSON, MSGPACK, decode_value, encode_request, encode_value
 from gradalign.errors import (
     GradAlignError,
-    InvalidValue,
     UnavailableError,
     Unreachable,
     WireError,
@@ -24,7 +23,15 @@ from gradalign.errors import (
 from gradalign.matrix import SketchMatrix
 from gradalign.messages import RefreshRequest, ScoreRequest, SelectRequest
 from gradalign.projection import Projection
-from gradalign.replies import ProblemPage, ProblemState, Ranking, RefreshReply, RoundRecord, RunState, Selection
+from gradalign.replies import (
+    ProblemPage,
+    ProblemState,
+    Ranking,
+    RefreshReply,
+    RoundRecord,
+    RunState,
+    Selection,
+)
 from gradalign.trust import distrust_advice
 
 __all__ = ["Call", "CallBuilder", "RefreshFields", "RetryPolicy", "ScoreFields", "SelectFields"]
@@ -144,11 +151,15 @@ class RetryPolicy:
     longest_delay: float = 5.0
     _random: random.Random = field(default_factory=random.Random, compare=False, repr=False)
 
-    def delay(self, call: Call[Any], error: UnavailableError, attempt: int) -> float | None:
-        """Seconds to wait before the next try, or None to give up; `attempt` is 0 for the first failure."""
+    def allows(self, call: Call[Any], error: UnavailableError) -> bool:
+        """Whether another try does no harm: the call may be repeated, or had no effect."""
         sent = not (isinstance(error, Unreachable) and isinstance(error.__cause__, httpx.ConnectError))
         refused = not isinstance(error, Unreachable) and error.status == 429
-        if attempt >= self.retries or (sent and not refused and not call.repeatable):
+        return call.repeatable or refused or not sent
+
+    def delay(self, call: Call[Any], error: UnavailableError, attempt: int) -> float | None:
+        """Seconds to wait before the next try, or None to give up; `attempt` is 0 for the first failure."""
+        if attempt >= self.retries or not self.allows(call, error):
             return None
         backoff = min(self.first_delay * 2.0**attempt, self.longest_delay) * (1 - 0.5 * self._random.random())
         return max(backoff, min(error.retry_after or 0.0, self.longest_delay))
@@ -159,18 +170,6 @@ def unreachable(call: Call[Any], base_url: str, error: httpx.TransportError) -> 
     reason = str(error) or type(error).__name__
     advice = distrust_advice(error) or "Check that the scorer runs there (`gradalign serve`), and its log."
     return Unreachable(f"{call.method} {base_url}{call.path} got no reply ({type(error).__name__}: {reason}). {advice}")
-
-
-def transport_address(base_url: str) -> tuple[str, str | None]:
-    """The base URL and, for `unix:/path/to.sock`, the Unix-domain socket to reach it by."""
-    if base_url.startswith("unix:"):
-        return "http://localhost", base_url.removeprefix("unix:").removeprefix("//")
-    if not base_url.startswith(("http://", "https://")):
-        raise InvalidValue(
-            f"the scorer's URL is {base_url!r}; expected http://host:port, https://host:port or unix:/path/to.sock.",
-            param="base_url",
-        )
-    return base_url.rstrip("/"), None
 
 
 def _nothing(_: Any) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
+from gradalign.addresses import Address, Replicas, Tries, addresses_of
 from gradalign.calls import (
     Call,
     CallBuilder,
@@ -28,13 +29,19 @@ from gradalign.calls import (
     RetryPolicy,
     ScoreFields,
     SelectFields,
-    transport_address,
     unreachable,
 )
 from gradalign.errors import UnavailableError
 from gradalign.projection import Projection
-from gradalign.replies import ProblemPage, ProblemState, Ranking, RefreshReply, RoundRecord, RunState, Selection
-from gradalign.trust import trust_of
+from gradalign.replies import (
+    ProblemPage,
+    ProblemState,
+    Ranking,
+    RefreshReply,
+    RoundRecord,
+    RunState,
+    Selection,
+)
 
 __all__ = ["AsyncClient", "Client"]
 
@@ -47,7 +54,7 @@ class _Base:
 
     def __init__(
         self,
-        base_url: str,
+        base_url: str | Sequence[str],
         *,
         run_id: str,
         api_key: str | None = None,
@@ -57,18 +64,21 @@ class _Base:
         retries: int = 5,
         transport: Any = None,
     ) -> None:
-        self.base_url, self._uds = transport_address(base_url)
-        self._trust = trust_of(self.base_url, ca_file)
         self._calls = CallBuilder(run_id, epoch)
         self._retry = RetryPolicy(retries=retries)
         self._transport = transport
         self._timeout = httpx.Timeout(timeout, connect=max(2.0, timeout / 10))
         key = api_key if api_key is not None else os.environ.get("GRADALIGN_API_KEY")
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._connect()
+        self._replicas: Replicas[Any] = Replicas(addresses_of(base_url, ca_file), self._connect)
 
-    def _connect(self) -> None:
+    def _connect(self, address: Address) -> Any:
         raise NotImplementedError
+
+    @property
+    def base_url(self) -> str:
+        """The scorer in use: the first one until it fails."""
+        return self._replicas.current()[1].base_url
 
     @property
     def run_id(self) -> str:
@@ -83,43 +93,44 @@ class Client(_Base):
     scorer is away past the retries. Nothing of a refused request is stored.
 
     Args:
-        base_url: `http://host:port`, `https://host:port` or `unix:/path/to.sock`.
+        base_url: `http://host:port`, `https://host:port` or `unix:/path/to.sock`; or a list of them, of scorers that share a
+            store: a request that one cannot serve goes to the next under the same request id, and later ones follow it.
         run_id: the training job; 1 to 128 letters, digits, '.', '_', '-'.
         api_key: sent as a bearer token; `GRADALIGN_API_KEY` from the environment where None.
         ca_file: PEM file of the authority to trust for `https://`, instead of the public ones; `GRADALIGN_CA_FILE` from the
             environment where None.
         epoch: fencing token: give each restart of a job a higher one, and its forgotten predecessor is refused.
         timeout: seconds to wait for a reply; connecting may take a tenth of it, at least 2 s.
-        retries: tries after the first when the scorer is away or overloaded; 0 for none.
+        retries: tries after the first, of every URL each, when the scorer is away or overloaded; 0 for none.
         transport: an httpx transport, for tests and proxies of one's own.
     """
 
-    def _connect(self) -> None:
-        self._http = httpx.Client(
-            base_url=self.base_url,
-            transport=self._transport or httpx.HTTPTransport(uds=self._uds, verify=self._trust, limits=_LIMITS),
+    def _connect(self, address: Address) -> httpx.Client:
+        return httpx.Client(
+            base_url=address.base_url,
+            transport=self._transport or httpx.HTTPTransport(uds=address.uds, verify=address.verify, limits=_LIMITS),
             timeout=self._timeout,
             headers=self._headers,
         )
 
     def _send(self, call: Call[T]) -> T:
-        attempt = 0
+        tries = Tries(self._replicas, self._retry, call)
         while True:
+            at, address, http = self._replicas.current()
             try:
-                return call.read(self._exchange(call))
+                return call.read(self._exchange(call, address, http))
             except UnavailableError as error:
-                delay = self._retry.delay(call, error, attempt)
+                delay = tries.next_delay(at, error)
                 if delay is None:
                     raise
             time.sleep(delay)
-            attempt += 1
 
-    def _exchange(self, call: Call[Any]) -> httpx.Response:
+    def _exchange(self, call: Call[Any], address: Address, http: httpx.Client) -> httpx.Response:
         content = call.chunks() if call.parts else None
         try:
-            return self._http.request(call.method, call.path, content=content, headers=call.headers)
+            return http.request(call.method, call.path, content=content, headers=call.headers)
         except httpx.TransportError as error:
-            raise unreachable(call, self.base_url, error) from error
+            raise unreachable(call, address.base_url, error) from error
 
     def refresh_validation(
         self,
@@ -203,7 +214,8 @@ class Client(_Base):
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        for http in self._replicas.all:
+            http.close()
 
     def __enter__(self) -> Self:
         return self
@@ -217,36 +229,37 @@ class Client(_Base):
 class AsyncClient(_Base):
     """Asynchronous client of one run; arguments, methods and errors are those of `Client`."""
 
-    def _connect(self) -> None:
-        self._http = httpx.AsyncClient(
-            base_url=self.base_url,
-            transport=self._transport or httpx.AsyncHTTPTransport(uds=self._uds, verify=self._trust, limits=_LIMITS),
+    def _connect(self, address: Address) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=address.base_url,
+            transport=self._transport
+            or httpx.AsyncHTTPTransport(uds=address.uds, verify=address.verify, limits=_LIMITS),
             timeout=self._timeout,
             headers=self._headers,
         )
 
     async def _send(self, call: Call[T]) -> T:
-        attempt = 0
+        tries = Tries(self._replicas, self._retry, call)
         while True:
+            at, address, http = self._replicas.current()
             try:
-                return call.read(await self._exchange(call))
+                return call.read(await self._exchange(call, address, http))
             except UnavailableError as error:
-                delay = self._retry.delay(call, error, attempt)
+                delay = tries.next_delay(at, error)
                 if delay is None:
                     raise
             await asyncio.sleep(delay)
-            attempt += 1
 
-    async def _exchange(self, call: Call[Any]) -> httpx.Response:
+    async def _exchange(self, call: Call[Any], address: Address, http: httpx.AsyncClient) -> httpx.Response:
         async def chunks() -> AsyncIterator[bytes]:
             for chunk in call.chunks():
                 yield chunk
 
         content = chunks() if call.parts else None
         try:
-            return await self._http.request(call.method, call.path, content=content, headers=call.headers)
+            return await http.request(call.method, call.path, content=content, headers=call.headers)
         except httpx.TransportError as error:
-            raise unreachable(call, self.base_url, error) from error
+            raise unreachable(call, address.base_url, error) from error
 
     async def refresh_validation(
         self,
@@ -316,7 +329,8 @@ class AsyncClient(_Base):
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        for http in self._replicas.all:
+            await http.aclose()
 
     async def __aenter__(self) -> Self:
         return self

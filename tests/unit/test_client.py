@@ -54,18 +54,16 @@ def failed(status, kind, **headers):
     return httpx.Response(status, json=body, headers=headers)
 
 
-def score(scorer, *, asynchronous, **settings):
+def score(scorer, *, asynchronous, url="http://scorer", **settings):
     rows, ids = np.ones((2, 4), dtype=np.float16), ["a", "b"]
 
     async def run_async():
-        async with AsyncClient(
-            "http://scorer", run_id="r", transport=httpx.MockTransport(scorer), **settings
-        ) as client:
+        async with AsyncClient(url, run_id="r", transport=httpx.MockTransport(scorer), **settings) as client:
             return await client.score(ids, rows, policy_version=1, projection=PROJECTION, select=1)
 
     if asynchronous:
         return asyncio.run(run_async())
-    with Client("http://scorer", run_id="r", transport=httpx.MockTransport(scorer), **settings) as client:
+    with Client(url, run_id="r", transport=httpx.MockTransport(scorer), **settings) as client:
         return client.score(ids, rows, policy_version=1, projection=PROJECTION, select=1)
 
 
@@ -189,3 +187,62 @@ def test_the_key_comes_from_the_environment(monkeypatch):
     with Client("http://s", run_id="r", transport=httpx.MockTransport(scorer)) as client:
         client.health()
     assert scorer.requests[0].headers["Authorization"] == "Bearer from-env"
+
+
+class TestSeveralScorers:
+    """A list of URLs, of replicas over one store."""
+
+    URLS = ("http://a", "http://b", "http://c")
+
+    @staticmethod
+    def hosts(scorer):
+        return [request.url.host for request in scorer.requests]
+
+    @pytest.mark.parametrize(
+        "failure",
+        [
+            httpx.ConnectError("refused"),
+            httpx.ReadError("reset"),
+            failed(503, "unavailable", **{"Retry-After": "1"}),
+            failed(429, "overloaded"),
+        ],
+    )
+    def test_the_next_one_gets_the_same_request(self, asynchronous, failure):
+        scorer = Scorer(failure, failure, ok())
+        score(scorer, asynchronous=asynchronous, url=self.URLS, retries=0)
+        assert self.hosts(scorer) == ["a", "b", "c"]
+        assert len({request.content for request in scorer.requests}) == 1
+
+    def test_all_are_tried_before_a_wait_and_again_behind_it(self, asynchronous, monkeypatch):
+        waits, gone = [], httpx.ConnectError("refused")
+
+        async def wait(seconds):
+            waits.append(seconds)
+
+        monkeypatch.setattr("gradalign.client.time.sleep", waits.append)
+        monkeypatch.setattr("gradalign.client.asyncio.sleep", wait)
+        scorer = Scorer(*[gone] * 6)
+        with pytest.raises(Unreachable):
+            score(scorer, asynchronous=asynchronous, url=self.URLS, retries=1)
+        assert self.hosts(scorer) == ["a", "b", "c"] * 2
+        assert [wait > 0 for wait in waits] == [False, False, True, False, False]
+
+    def test_a_refusal_is_not_asked_of_the_others(self, asynchronous):
+        scorer = Scorer(failed(409, "fenced"))
+        with pytest.raises(Fenced):
+            score(scorer, asynchronous=asynchronous, url=self.URLS)
+        assert self.hosts(scorer) == ["a"]
+
+    def test_later_requests_stay_with_the_one_that_answered(self):
+        scorer = Scorer(httpx.ConnectError("refused"), ok({"status": "ok"}), ok({"status": "ok"}))
+        with Client(self.URLS, run_id="r", transport=httpx.MockTransport(scorer)) as client:
+            assert client.base_url == "http://a"
+            client.health()
+            client.health()
+            assert client.base_url == "http://b"
+        assert self.hosts(scorer) == ["a", "b", "b"]
+
+    @pytest.mark.parametrize("urls", [[], ["http://a", "http://a"], ["http://a", "b:8000"]])
+    def test_a_list_that_cannot_be_used_is_refused(self, urls):
+        with pytest.raises(InvalidValue, match="expected"):
+            Client(urls, run_id="r")
