@@ -37,10 +37,12 @@ from gradalign.replies import (
     ProblemPage,
     ProblemState,
     Ranking,
+    RankingOutline,
     RefreshReply,
     RejectedProblem,
     RoundRecord,
     RunState,
+    RunWarning,
     Selection,
 )
 
@@ -64,6 +66,7 @@ __all__ = [
     "Projection",
     "ProjectionMismatch",
     "Ranking",
+    "RankingOutline",
     "RefreshReply",
     "RefreshRequest",
     "RejectedProblem",
@@ -71,6 +74,7 @@ __all__ = [
     "RequestIdReused",
     "RoundRecord",
     "RunState",
+    "RunWarning",
     "ScoreRequest",
     "SelectRequest",
     "Selection",

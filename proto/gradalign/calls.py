@@ -27,6 +27,7 @@ from gradalign.replies import (
     ProblemPage,
     ProblemState,
     Ranking,
+    RankingOutline,
     RefreshReply,
     RoundRecord,
     RunState,
@@ -247,6 +248,10 @@ class CallBuilder:
         """`GET /runs/{run}/problems`."""
         query = httpx.QueryParams({"limit": limit, **({"cursor": cursor} if cursor else {})})
         return Call("GET", f"{self._path('problems')}?{query}", ProblemPage.from_map)
+
+    def outline(self, ends: int, sample: int) -> Call[RankingOutline]:
+        """`GET /runs/{run}/outline`."""
+        return Call("GET", f"{self._path('outline')}?ends={ends}&sample={sample}", RankingOutline.from_map)
 
     def problem(self, problem_id: str) -> Call[ProblemState]:
         """`GET /runs/{run}/problems/{id}`."""

@@ -37,6 +37,7 @@ from gradalign.replies import (
     ProblemPage,
     ProblemState,
     Ranking,
+    RankingOutline,
     RefreshReply,
     RoundRecord,
     RunState,
@@ -188,6 +189,10 @@ class Client(_Base):
         """A page of problems by priority; pass `page.next` as the cursor of the next."""
         return self._send(self._calls.problems(cursor, limit))
 
+    def outline(self, *, ends: int = 10, sample: int = 0) -> RankingOutline:
+        """The first and last `ends` problems of the ranking, and `sample` evenly spaced ones (at most 100 and 500)."""
+        return self._send(self._calls.outline(ends, sample))
+
     def problem(self, problem_id: str) -> ProblemState:
         """One problem with its history."""
         return self._send(self._calls.problem(problem_id))
@@ -302,6 +307,10 @@ class AsyncClient(_Base):
     async def problems(self, *, cursor: str | None = None, limit: int = 100) -> ProblemPage:
         """A page of problems by priority; pass `page.next` as the cursor of the next."""
         return await self._send(self._calls.problems(cursor, limit))
+
+    async def outline(self, *, ends: int = 10, sample: int = 0) -> RankingOutline:
+        """The ranking at a glance; arguments as in `Client.outline`."""
+        return await self._send(self._calls.outline(ends, sample))
 
     async def problem(self, problem_id: str) -> ProblemState:
         """One problem with its history."""

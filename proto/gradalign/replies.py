@@ -15,10 +15,12 @@ __all__ = [
     "ProblemPage",
     "ProblemState",
     "Ranking",
+    "RankingOutline",
     "RefreshReply",
     "RejectedProblem",
     "RoundRecord",
     "RunState",
+    "RunWarning",
     "Selection",
 ]
 
@@ -160,6 +162,20 @@ class Selection(_Reply):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunWarning(_Reply):
+    """Something about a run that its owner should look at.
+
+    Attributes:
+        kind: for programs: `silent`, `validation_old`, `validation_incoherent`, `rejected`, `sketch_small`, `no_signal`;
+            more may come.
+        message: for people, with the figure that led to it.
+    """
+
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunState(_Reply):
     """What the scorer holds of a run: the answer of `GET /runs/{run}`.
 
@@ -178,6 +194,7 @@ class RunState(_Reply):
         rounds: how many requests were committed.
         created_at: Unix time in seconds.
         updated_at: Unix time in seconds.
+        warnings: the most pressing first; none for a run that nobody has written to for a day.
     """
 
     run_id: str
@@ -194,6 +211,11 @@ class RunState(_Reply):
     rounds: int
     created_at: float
     updated_at: float
+    warnings: list[RunWarning] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        rows = [row if isinstance(row, RunWarning) else RunWarning.from_map(row) for row in self.warnings]
+        object.__setattr__(self, "warnings", rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,8 +251,32 @@ class ProblemPage(_Reply):
     next: str | None = None
 
     def __post_init__(self) -> None:
-        rows = [row if isinstance(row, ProblemState) else ProblemState.from_map(row) for row in self.problems]
-        object.__setattr__(self, "problems", rows)
+        object.__setattr__(self, "problems", _problems(self.problems))
+
+
+def _problems(rows: Any) -> list[ProblemState]:
+    return [row if isinstance(row, ProblemState) else ProblemState.from_map(row) for row in rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingOutline(_Reply):
+    """A ranking of any length at a glance: the answer of `GET /runs/{run}/outline`.
+
+    Attributes:
+        problems: how many are ranked.
+        best: the first ones.
+        worst: the last ones, the very last first.
+        sample: evenly spaced over the ranking, both ends included; all of them where there are few.
+    """
+
+    problems: int
+    best: list[ProblemState]
+    worst: list[ProblemState]
+    sample: list[ProblemState]
+
+    def __post_init__(self) -> None:
+        for part in ("best", "worst", "sample"):
+            object.__setattr__(self, part, _problems(getattr(self, part)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,8 +292,10 @@ class RoundRecord(_Reply):
         problems: rows that were taken.
         selected: how many were selected.
         summary: figures for plots: `strategy`, `alignment_quantiles` (0, .1, .25, .5, .75, .9, 1),
-            `selected_alignment`, `no_signal`, `rejected`, `mean_pass_rate`, `coherence`, `reliability`; each present
-            where it applies.
+            `selected_alignment`, `selected_tenths` (how many were selected from each tenth of the ranking, the best tenth
+            first; of a /score that by alignment, of a /select that by shrunken priority), `no_signal`, `rejected`,
+            `mean_pass_rate`, `coherence`, `reliability`, `advised_dim`, `validation_age` (in policy versions),
+            `explored`; each present where it applies.
     """
 
     round: int

@@ -53,6 +53,18 @@ def test_problems_come_in_pages_by_priority(run):
     assert [row.priority for row in everything] == sorted((row.priority for row in everything), reverse=True)
 
 
+def test_an_outline_shows_both_ends_and_an_even_sample(run, problem_ids):
+    ranked = run.problems().problems
+    outline = run.outline(ends=2, sample=3)
+    assert outline.problems == len(problem_ids)
+    assert outline.best == ranked[:2]
+    assert outline.worst == ranked[:-3:-1]
+    assert outline.sample == [ranked[0], ranked[4], ranked[7]]
+    assert run.outline(ends=100, sample=500).sample == ranked
+    nothing = run.outline(ends=0)
+    assert (nothing.best, nothing.worst, nothing.sample) == ([], [], [])
+
+
 @pytest.mark.parametrize("problem_id", ["a/b", "a b?c#d", "ü/..x", "%2F", "x" * 256, "a//b"])
 def test_any_problem_id_can_be_asked_for(run, sketches, projection, problem_id):
     run.score([problem_id], sketches[:1], policy_version=3, projection=projection)
@@ -66,7 +78,9 @@ def test_rounds_tell_what_happened(run):
     rounds = run.rounds()
     assert [record.kind for record in rounds] == ["refresh", "score", "select"]
     assert [record.round for record in rounds] == [1, 2, 3]
-    assert set(rounds[1].summary) == {"strategy", "no_signal", "rejected", "alignment_quantiles", "reliability"}
+    figures = {"strategy", "no_signal", "rejected", "alignment_quantiles", "reliability", "validation_age"}
+    assert set(rounds[1].summary) - {"advised_dim"} == figures
+    assert rounds[2].summary == {"explored": 0, "selected_tenths": [1, 1, 0, 0, 0, 0, 0, 0, 0, 0]}
     assert run.rounds(after=1, limit=1) == rounds[1:2]
 
 
@@ -133,6 +147,8 @@ def test_openapi_describes_every_route(scorer):
         "GET /runs/{run}/problems",
         "GET /runs/{run}/problems/{problem_id}",
         "GET /runs/{run}/rounds",
+        "GET /runs/{run}/outline",
+        "GET /runs/{run}/events",
         "POST /runs/{run}/snapshots/{name}",
         "POST /runs/{run}/snapshots/{name}/restore",
         "GET /livez",

@@ -68,6 +68,10 @@ class TestScore:
         assert summary["selected_alignment"] == pytest.approx(ranking.alignments[:4].mean())
         assert summary["mean_pass_rate"] == pytest.approx(np.delete(RATES, 5).mean())
         assert summary["reliability"] == ranking.reliability.value
+        assert summary.get("advised_dim") == ranking.reliability.advised_dim
+        assert summary["validation_age"] == 2
+        # 11 problems: a tenth holds 1.1 of them, so the first four stand in the first, first, second and third.
+        assert summary["selected_tenths"] == [2, 1, 1, 0, 0, 0, 0, 0, 0, 0]
 
     @pytest.mark.parametrize(("select", "selected"), [(None, 0), (0, 0), (1, 1), (11, 11), (12, 11), (10**6, 11)])
     def test_no_more_is_selected_than_was_ranked(self, select, selected):
@@ -138,4 +142,4 @@ def test_a_selection(fields, version):
     assert "b" in reply.explored
     record = commit.record
     assert (record.kind, record.problems, record.selected, record.validation_version) == ("select", 3, 3, version)
-    assert record.summary == {"explored": len(reply.explored)}
+    assert record.summary == {"explored": len(reply.explored), "selected_tenths": [1, 0, 0, 0, 0, 1, 0, 0, 0, 0]}

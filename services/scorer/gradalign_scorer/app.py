@@ -37,6 +37,7 @@ from gradalign_scorer.routes import OPERATIONS, WIRE
 from gradalign_scorer.service import Service
 from gradalign_scorer.settings import Settings, SettingsError
 from gradalign_scorer.store import RunStore
+from gradalign_scorer.streams import Streams
 from gradalign_scorer.validations import ValidationCache
 
 __all__ = ["create_app"]
@@ -90,6 +91,7 @@ def _context(settings: Settings, redis_url: str) -> Context:
         service=Service(store, engine, ValidationCache(store, settings.cache_bytes), metrics),
         metrics=metrics,
         keys=KeyRing(settings.keys(), settings.api_key_file),
+        streams=Streams(store, settings.max_streams),
     )
 
 

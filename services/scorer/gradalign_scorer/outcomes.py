@@ -39,7 +39,7 @@ def score_commit(
         request_id=request.request_id,
         digest=digest,
         reply=_packed(_ranking(request, strategy, validation, scored, selected)),
-        record=score_round(request, strategy, version, scored, selected),
+        record=score_round(request, strategy, validation, scored, selected),
         projection=request.projection,
         validation_version=version or 0,
         strategy=request.strategy,

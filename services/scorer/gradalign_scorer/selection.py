@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PickRule", "Picks", "StoredScores", "pick", "shrunken"]
+__all__ = ["PickRule", "Picks", "StoredScores", "pick", "shrunken", "tenths"]
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -55,11 +55,14 @@ class Picks:
         indices: into the columns, best first, the explored ones last.
         explored: those of `indices` that the exploration share picked.
         values: shrunken priority of each of `indices`; NaN for a problem never scored.
+        tenths: how many were picked from each tenth of the ranking by shrunken priority, the best tenth first; problems
+            never scored are in none. None where no problem was ever scored.
     """
 
     indices: Indices
     explored: Indices
     values: Floats
+    tenths: list[int] | None
 
 
 def shrunken(scores: StoredScores, policy_version: int, half_life: float) -> Floats:
@@ -94,7 +97,27 @@ def pick(scores: StoredScores, rule: PickRule) -> Picks:
     tired = np.flatnonzero(left & ~rested)
     last = _smallest(scores.ids, tired, np.where(known, -values, np.inf), count - len(best) - len(explored))
     indices = np.concatenate([best, explored, last])
-    return Picks(indices, explored, values[indices])
+    return Picks(indices, explored, values[indices], tenths(values, indices))
+
+
+def tenths(values: Floats, indices: Indices) -> list[int] | None:
+    """How many of `indices` stand in each tenth of a ranking by `values` [n], the highest tenth first; 10 counts.
+
+    Equal values stand where the first of them does, and NaN nowhere. Nothing is sorted: a pool may hold a million.
+
+    Returns:
+        None where all values are NaN.
+    """
+    known = values[np.isfinite(values)]
+    if not known.size:
+        return None
+    picked = values[indices]
+    picked = picked[np.isfinite(picked)]
+    # The lowest value of each tenth but the last: a pick below j of them stands in tenth j.
+    places = len(known) - np.maximum(np.ceil(np.arange(1, 10) * len(known) / 10).astype(np.intp), 1)
+    bounds = np.partition(known, np.unique(places))[places]
+    counts = np.bincount(np.searchsorted(-bounds, -picked, side="left"), minlength=10)
+    return [int(count) for count in counts]
 
 
 def _smallest(ids: Sequence[str], members: Indices, keys: Floats, count: int) -> Indices:

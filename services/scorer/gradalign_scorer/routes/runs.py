@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gradalign import ProblemPage, ProblemState, RoundRecord, RunState
+from gradalign import ProblemPage, ProblemState, RankingOutline, RoundRecord, RunState
 from gradalign.checks import check_text
 from gradalign_scorer.access import access_of
+from gradalign_scorer.advice import advised
 from gradalign_scorer.context import context_of
 from gradalign_scorer.negotiation import response
 from gradalign_scorer.routes.parsing import epoch_parameter, integer_parameter, run_parameter
@@ -26,14 +29,16 @@ _LIMIT = query("limit", "How many rows, 1 to 1000; 100 by default.")
 @router.get("/runs", openapi_extra=operation(listing("runs", RunState)), response_model=None)
 async def list_runs(request: Request) -> Response:
     """All runs that the key is for, the one changed last first."""
-    states, access = await context_of(request).store.list_runs(), access_of(request)
-    return response(request.scope, {"runs": [state.to_map() for state in states if access.allows_run(state.run_id)]})
+    store, access = context_of(request).store, access_of(request)
+    states = [state for state in await store.list_runs() if access.allows_run(state.run_id)]
+    return response(request.scope, {"runs": [state.to_map() for state in await advised(store, states, time.time())]})
 
 
 @router.get("/runs/{run}", openapi_extra=operation(RunState), response_model=None)
 async def show_run(request: Request, run: str) -> Response:
     """One run."""
-    state = await context_of(request).store.run_state(run_parameter(request, run))
+    name, store = run_parameter(request, run), context_of(request).store
+    (state,) = await advised(store, [await store.run_state(name)], time.time())
     return response(request.scope, state.to_map())
 
 
@@ -58,6 +63,25 @@ async def list_problems(request: Request, run: str) -> Response:
         check_text("cursor", cursor, most=_LONGEST_CURSOR)
     page = await context_of(request).store.page_problems(run_parameter(request, run), cursor, limit)
     return response(request.scope, page.to_map())
+
+
+@router.get(
+    "/runs/{run}/outline",
+    openapi_extra=operation(
+        RankingOutline,
+        parameters=[
+            query("ends", "How many of the first and of the last, 0 to 100; 10 by default."),
+            query("sample", "How many evenly spaced ones, 0 to 500; none by default."),
+        ],
+    ),
+    response_model=None,
+)
+async def outline_problems(request: Request, run: str) -> Response:
+    """The ranking at a glance."""
+    ends = integer_parameter(request, "ends", 10, high=100)
+    sample = integer_parameter(request, "sample", 0, high=500)
+    outline = await context_of(request).store.outline(run_parameter(request, run), ends, sample)
+    return response(request.scope, outline.to_map())
 
 
 @router.get("/runs/{run}/problems/{problem_id:path}", openapi_extra=operation(ProblemState), response_model=None)

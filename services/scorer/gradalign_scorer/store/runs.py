@@ -9,12 +9,13 @@ import uuid
 from collections.abc import Sequence
 from typing import Self
 
-from gradalign import NotFound, ProblemPage, ProblemState, RoundRecord, RunState
+from gradalign import NotFound, ProblemPage, ProblemState, RankingOutline, RoundRecord, RunState
 from gradalign.checks import shown
 from gradalign_scorer.store.commits import Commit, RefreshCommit, ScoreCommit, SelectionCommit
 from gradalign_scorer.store.connection import REPLY_SECONDS, Connection
 from gradalign_scorer.store.cursors import decode_cursor, encode_cursor
 from gradalign_scorer.store.keys import RUNS, RunKeys
+from gradalign_scorer.store.outline import outline
 from gradalign_scorer.store.problems import ProblemColumns, problem_state
 from gradalign_scorer.store.records import RunRecord
 from gradalign_scorer.store.refusals import commit_refusal, fenced, request_id_reused, run_not_found
@@ -233,6 +234,11 @@ class RunStore:
         rows = [problem_state(i.decode(), record) for i, record in zip(flat[::3], flat[2::3], strict=True)]
         return ProblemPage(problems=rows, next=encode_cursor(flat[-2], flat[-3]) if more == b"more" and flat else None)
 
+    async def outline(self, run_id: str, ends: int, sample: int) -> RankingOutline:
+        """The ends of the ranking and an even sample of it, whatever its length; NotFound for a run never seen."""
+        await self.run_state(run_id)
+        return await outline(self._connection, run_id, ends, sample)
+
     async def problem(self, run_id: str, problem_id: str) -> ProblemState:
         """One problem with its history; NotFound for one never scored or picked."""
         async with self._connection.guarded():
@@ -251,10 +257,15 @@ class RunStore:
         await self.run_state(run_id)
         async with self._connection.guarded():
             entries = await self._redis.xrange(RunKeys(run_id).rounds, min=f"{after + 1}-0", count=limit)
-        return [
-            RoundRecord.from_map({**json.loads(fields[b"round"]), "round": int(entry.split(b"-")[0])})
-            for entry, fields in entries
-        ]
+        return [_round(entry, fields) for entry, fields in entries]
+
+    async def recent_rounds(self, run_ids: Sequence[str], count: int) -> list[list[RoundRecord]]:
+        """The last `count` rounds of each run, oldest first; none for a run never seen."""
+        async with self._connection.guarded(), self._redis.pipeline(transaction=False) as pipe:
+            for run_id in run_ids:
+                pipe.xrevrange(RunKeys(run_id).rounds, count=count)
+            found = await pipe.execute()
+        return [[_round(entry, fields) for entry, fields in reversed(entries)] for entries in found]
 
     async def snapshot(self, run_id: str, name: str, epoch: int | None = None) -> None:
         """Copy the whole state of a run under a name, replacing an earlier copy of that name."""
@@ -275,6 +286,10 @@ class RunStore:
     async def delete_run(self, run_id: str, epoch: int | None = None) -> None:
         """Forget a run with its snapshots; NotFound for one never seen."""
         await delete_run(self._connection, run_id, epoch)
+
+
+def _round(entry: bytes, fields: dict[bytes, bytes]) -> RoundRecord:
+    return RoundRecord.from_map({**json.loads(fields[b"round"]), "round": int(entry.split(b"-")[0])})
 
 
 def _texts(raw: dict[bytes, bytes]) -> dict[str, str]:
