@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import socket
@@ -36,8 +37,8 @@ class Server(uvicorn.Server):
     """Serves one app until SIGTERM or SIGINT, then drains.
 
     After SIGTERM /readyz answers 503 for `drain_seconds` while requests are still taken, so that a load balancer can
-    look away; then no connection is accepted, and what was admitted is finished. SIGINT skips the wait. SIGHUP has the
-    key file and the certificate read again, where there are any.
+    look away; then no connection is accepted, and what was admitted is finished within `grace_seconds`. SIGINT skips the
+    wait. SIGHUP has the key file and the certificate read again, where there are any.
 
     Args:
         app: made by `create_app`.
@@ -56,7 +57,8 @@ class Server(uvicorn.Server):
                 access_log=False,
                 # Above the client's 30 s, so that the side that sends is the side that gives a connection up.
                 timeout_keep_alive=75,
-                timeout_graceful_shutdown=int(settings.grace_seconds) or 1,
+                # Behind the moment when clients that hold on are hung up on: for what does not end even then.
+                timeout_graceful_shutdown=math.ceil(settings.grace_seconds) + 1,
                 server_header=False,
                 ws="none",
             )
@@ -108,6 +110,21 @@ class Server(uvicorn.Server):
     def _protocol(self) -> asyncio.Protocol:
         make = self.config.http_protocol_class
         return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)  # type: ignore[call-arg]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish what was admitted; clients that stall, or do not take their reply, are hung up on when the grace ends."""
+        end = asyncio.get_running_loop().call_later(self._settings.grace_seconds, self._hang_up)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            end.cancel()
+
+    def _hang_up(self) -> None:
+        connections = list(self.server_state.connections)
+        if connections:
+            _LOG.warning("hung up on %d clients, which held on past the grace", len(connections))
+        for connection in connections:
+            connection.transport.abort()
 
     def _reload(self) -> None:
         self._context.keys.reload()

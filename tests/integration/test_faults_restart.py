@@ -1,0 +1,157 @@
+"""Orderly ends: a rolling restart under load that no trainer notices, and SIGTERM with clients that hold on."""
+
+import json
+import signal
+import threading
+import time
+
+import numpy as np
+from rawhttp import head, read_reply, score_message, small_window, wait_until
+
+from gradalign import Client, UnavailableError
+
+
+class Trainer(threading.Thread):
+    """Scores, refreshes and selects in a run of its own with request ids; whatever reaches it as an error is kept."""
+
+    def __init__(self, urls, run_id, sketches, projection):
+        super().__init__(daemon=True)
+        self.client = Client(urls, run_id=run_id, timeout=20)
+        self.sketches, self.projection = sketches, projection
+        self.ids = [f"p{i}" for i in range(len(sketches))]
+        self.scored = self.refreshed = self.picked = 0
+        self.enough, self.error = threading.Event(), None
+
+    def run(self):
+        try:
+            while not self.enough.is_set():
+                self.step()
+        except Exception as error:
+            self.error = error
+
+    def step(self):
+        spec = {"policy_version": self.scored, "projection": self.projection}
+        if self.scored % 5 == 0:
+            self.client.refresh_validation(self.ids, self.sketches, **spec)
+            self.refreshed += 1
+        assert len(self.client.score(self.ids, self.sketches, **spec).problem_ids) == len(self.ids)
+        self.scored += 1
+        if self.scored % 3 == 0:
+            self.picked += len(self.client.select(2, policy_version=self.scored).selected)
+
+    def faults(self):
+        """What the store holds otherwise than this trainer counted."""
+        self.enough.set()
+        self.join(60)
+        with self.client as client:
+            assert self.error is None, self.error
+            states = [client.problem(i) for i in self.ids]
+            assert {state.times_scored for state in states} == {self.scored}
+            assert sum(state.times_selected for state in states) == self.picked
+            assert client.run().validation_version == self.refreshed
+
+
+def test_a_rolling_restart_of_two_scorers_reaches_no_trainer(start_scorer, run_id, sketches, projection):
+    scorers = [start_scorer("--drain-seconds", "0.3") for _ in range(2)]
+    ports = [str(scorer.address[1]) for scorer in scorers]
+    urls = [scorer.url for scorer in scorers]
+    trainers = [Trainer(urls[i % 2 :] + urls[: i % 2], f"{run_id}-{i}", sketches, projection) for i in range(4)]
+    for trainer in trainers:
+        trainer.start()
+    for number in (0, 1, 0, 1):
+        before = [trainer.scored for trainer in trainers]
+        scorers[number].process.send_signal(signal.SIGTERM)
+        assert scorers[number].process.wait(timeout=30) == 0
+        scorers[number].folder.cleanup()
+        scorers[number] = start_scorer("--port", ports[number], "--drain-seconds", "0.3")
+        with scorers[number].http() as http:
+            wait_until(lambda h=http: h.get("/readyz").status_code == 200)
+        wait_until(lambda b=before: all(t.error or t.scored > n + 3 for t, n in zip(trainers, b, strict=True)), 60)
+    for trainer in trainers:
+        trainer.faults()
+
+
+def test_one_url_rides_out_a_restart_by_its_retries(start_scorer, run_id, sketches, projection):
+    """The form with a single URL: a scorer that is started again within the retries is not noticed either."""
+    scorer = start_scorer("--drain-seconds", "0")
+    trainer = Trainer(scorer.url, run_id, sketches, projection)
+    with trainer.client:
+        trainer.client.health()
+    trainer.client = Client(scorer.url, run_id=run_id, timeout=20, retries=30)
+    trainer.start()
+    wait_until(lambda: trainer.error or trainer.scored > 3)
+    scorer.process.send_signal(signal.SIGTERM)
+    assert scorer.process.wait(timeout=30) == 0
+    start_scorer("--port", str(scorer.address[1]))
+    at = trainer.scored
+    wait_until(lambda: trainer.error or trainer.scored > at + 3, 60)
+    trainer.faults()
+
+
+def test_sigterm_drains_and_ends_within_its_grace_whoever_holds_on(start_scorer, run_id, projection):
+    """A stalled sender, a slow reader and an idle connection are attached; a request that is on its way is answered."""
+    drain, grace = 0.5, 3.0
+    scorer = start_scorer(DRAIN_SECONDS=str(drain), GRACE_SECONDS=str(grace))  # body_seconds is 30
+    ids = [f"p{i:04}-" + "x" * 240 for i in range(4000)]
+    sketches = np.ones((4000, projection.dim), np.float16)
+    with Client(scorer.url, run_id=run_id, retries=0) as client, scorer.http() as http:
+        client.refresh_validation(ids[:8], sketches[:8], policy_version=0, projection=projection)
+        client.score(ids, sketches, policy_version=0, projection=projection)
+        stalled, late, idle = (scorer.connect() for _ in range(3))
+        reader = small_window(scorer.address)
+        stalled.sendall(head("/score", 5_000_000) + b"x" * 1000)
+        reader.sendall(f"GET /runs/{run_id}/problems?limit=1000 HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 20)
+        top, body = score_message(run_id, ids[:100], sketches[:100], projection, request_id="late")
+        late.sendall(top + body[:-10])
+        wait_until(lambda: http.get("/health").json()["admitted_requests"] == 2)
+        scorer.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        wait_until(lambda: http.get("/readyz").status_code == 503)
+        time.sleep(drain + 1.0)
+        try:
+            client.health()
+            raise AssertionError("a connection was accepted behind the drain")
+        except UnavailableError:
+            pass
+        late.sendall(body[-10:])
+        status, headers, reply = read_reply(late)
+        assert (status, headers["connection"]) == (200, "close")
+        assert len(json.loads(reply)["problem_ids"]) == 100
+        scorer.process.wait(timeout=30)
+        # Ten times a second it is looked whether to go on; and the process has its own end.
+        assert time.monotonic() - began < drain + grace + 2.5
+        assert scorer.process.returncode == 0
+        for raw in (stalled, late, idle, reader):
+            raw.close()
+    log = scorer.log.read_text()
+    assert "Traceback" not in log, log[log.index("Traceback") - 300 :][:5000]
+    heir = start_scorer()
+    with Client(heir.url, run_id=run_id) as client:
+        assert client.run().rounds == 3
+        assert client.problem(ids[0]).times_scored == 2
+
+
+def test_what_is_computed_when_sigterm_comes_is_answered(start_scorer, run_id, sketches, problem_ids, projection):
+    scorer = start_scorer("--drain-seconds", "0")
+    with Client(scorer.url, run_id=run_id) as client:
+        client.refresh_validation(problem_ids, sketches, policy_version=0, projection=projection)
+    ids = [f"p{i}" for i in range(4000)]
+    wide = np.ones((4000, projection.dim), np.float16)
+    connections = [scorer.connect() for _ in range(6)]
+    for raw in connections:
+        raw.sendall(b"".join(score_message(run_id, ids, wide, projection)))
+    with scorer.http() as http:
+        wait_until(lambda: http.get("/health").json()["admitted_requests"] >= 1, 5)
+        scorer.process.send_signal(signal.SIGTERM)
+    statuses = []
+    for raw in connections:
+        try:
+            statuses.append(read_reply(raw)[0])
+        except (AssertionError, ConnectionError):
+            statuses.append(None)  # it was not admitted yet: closed without a word, to be sent again
+        raw.close()
+    assert scorer.process.wait(timeout=30) == 0
+    assert statuses.count(200) >= 1
+    heir = start_scorer()
+    with Client(heir.url, run_id=run_id) as client:
+        assert client.problem("p3999").times_scored == statuses.count(200)
