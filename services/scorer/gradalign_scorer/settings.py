@@ -57,7 +57,7 @@ class Settings(BaseSettings):
         max_requests: with a body, held at once; more get a 429.
         max_streams: pages that may watch a run at once (`GET /runs/{run}/events`); more get a 429.
         queue_size: jobs that may wait for the compute thread; more get a 429.
-        body_seconds: longest wait for a request's head, and for more of its body.
+        body_seconds: longest wait for a request's head, for more of its body, and for its client to take more of the reply.
         stuck_seconds: a computation that takes longer counts as stuck, and /livez says so.
         cache_bytes: of validation gradients held in memory.
         drain_seconds: after SIGTERM, how long /readyz answers 503 before connections are refused.
