@@ -6,30 +6,70 @@ import os
 import re
 import stat
 import tempfile
+from importlib import resources
 from pathlib import Path
 
 import psutil
 import pytest
 
 
-@pytest.mark.parametrize("path", ["/", "/docs"])
-def test_pages_run_no_script_but_their_own_and_stand_in_no_frame(scorer, path):
+def hashes(tag, text):
+    found = re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+    return [f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'" for part in found]
+
+
+@pytest.mark.parametrize(("path", "inline"), [("/", 0), ("/docs", 1)])
+def test_pages_run_no_script_but_their_own_and_stand_in_no_frame(scorer, path, inline):
     with scorer.http() as http:
         page = http.get(path)
     policy = dict(part.strip().split(" ", 1) for part in page.headers["Content-Security-Policy"].split(";"))
-    scripts = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
-    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    assert scripts
-    assert policy["script-src"].split() == ["'self'", *(f"'sha256-{digest}'" for digest in hashes)]
+    for tag in ("script", "style"):
+        assert len(hashes(tag, page.text)) == inline
+        assert policy[f"{tag}-src"].split() == ["'self'", *hashes(tag, page.text)]
     assert policy["default-src"] == "'self'"
     assert policy["frame-ancestors"] == policy["base-uri"] == policy["object-src"] == "'none'"
     assert page.headers["X-Frame-Options"] == "DENY"
     assert page.headers["X-Content-Type-Options"] == "nosniff"
     assert page.headers["Referrer-Policy"] == "no-referrer"
     assert page.headers["Cache-Control"] == "no-store"
-    # What the policy would block without a word: handlers in attributes, and scripts from elsewhere.
-    assert not re.search(r"<[^>]+\son\w+\s*=", page.text)
+    # What the policy would block without a word: handlers and styles in attributes, and scripts from elsewhere.
+    assert not re.search(r"<[^>]+\s(on\w+|style)\s*=", page.text)
     assert "Server" not in page.headers
+
+
+def test_all_that_the_dashboard_loads_is_there_and_ours(scorer):
+    with scorer.http() as http:
+        names = re.findall(r'(?:src|href)="(assets/[^"]+)"', http.get("/").text)
+        assert "assets/main.js" in names
+        seen = set()
+        while names:
+            name = names.pop()
+            reply = http.get(f"/{name}")
+            assert reply.status_code == 200, name
+            kind = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}[name.rsplit(".", 1)[1]]
+            assert reply.headers["Content-Type"].startswith(kind)
+            assert http.get(f"/{name}", headers={"If-None-Match": reply.headers["ETag"]}).status_code == 304
+            seen.add(name)
+            found = re.findall(r'^import [^;]*"\./([^"]+)";', reply.text, re.MULTILINE)
+            names += [f"assets/{other}" for other in found if f"assets/{other}" not in seen]
+        assert {"assets/api.js", "assets/charts.js", "assets/vendor/uPlot.iife.min.js"} <= seen
+
+
+@pytest.mark.parametrize(
+    "name", ["x.js", "../pages.py", "..%2f..%2fapp.py", "index.html", "vendor", "vendor/NOTICE", ""]
+)
+def test_nothing_else_is_served_as_an_asset(scorer, name):
+    with scorer.http() as http:
+        assert http.get(f"/assets/{name}").status_code == 404
+
+
+def test_what_is_vendored_says_what_it_is_and_under_which_licence():
+    folder = resources.files("gradalign_scorer") / "pages/vendor"
+    notice = (folder / "NOTICE").read_text()
+    version = re.search(r"uPlot \(v([\d.]+)\)", (folder / "uPlot.iife.min.js").read_text()).group(1)
+    assert f"uPlot {version}" in notice
+    assert "MIT License" in notice
+    assert "Permission is hereby granted" in (folder / "LICENSE").read_text()
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o755, 0o777])
