@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             command: Command = point.load()()
         except ImportError as error:
-            extra = point.value.split(".")[0].removeprefix("gradalign_")
+            package = point.value.split(".")[0]
+            # A command of the client's own package needs the extra of its own name.
+            extra = point.name if package == "gradalign" else package.removeprefix("gradalign_")
             missing[point.name] = f"needs {error.name}: pip install 'gradalign[{extra}]'"
             subparsers.add_parser(point.name, help=missing[point.name], add_help=False).set_defaults(absent=point.name)
             continue
