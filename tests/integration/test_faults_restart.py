@@ -8,7 +8,7 @@ import time
 import numpy as np
 from rawhttp import head, read_reply, score_message, small_window, wait_until
 
-from gradalign import Client, UnavailableError
+from gradalign import Client, Projection, UnavailableError
 
 
 class Trainer(threading.Thread):
@@ -155,3 +155,41 @@ def test_what_is_computed_when_sigterm_comes_is_answered(start_scorer, run_id, s
     heir = start_scorer()
     with Client(heir.url, run_id=run_id) as client:
         assert client.problem("p3999").times_scored == statuses.count(200)
+
+
+def test_more_work_than_the_grace_allows_is_cut_off_and_nothing_of_it_is_half_stored(start_scorer, run_id):
+    """Six computations of seconds each, and a grace of two."""
+    wide = Projection(dim=2048, seed=0, parameters="ab" * 32)
+    ids = [f"p{i}" for i in range(4000)]
+    sketches = np.random.default_rng(0).standard_normal((4000, wide.dim)).astype(np.float16)
+    scorer = start_scorer("--drain-seconds", "0", "--grace-seconds", "2")
+    with Client(scorer.url, run_id=run_id) as client:
+        client.refresh_validation(ids[:8], sketches[:8], policy_version=0, projection=wide)
+    answered, lost = [], []
+
+    def train():
+        with Client(scorer.url, run_id=run_id, retries=0, timeout=60) as own:
+            try:
+                answered.append(own.score(ids, sketches, policy_version=0, projection=wide, strategy="diverse"))
+            except UnavailableError as error:
+                lost.append(error)
+
+    trainers = [threading.Thread(target=train) for _ in range(6)]
+    for trainer in trainers:
+        trainer.start()
+    with scorer.http() as http:
+        wait_until(lambda: http.get("/health").json()["admitted_requests"] == 6)
+    scorer.process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert scorer.process.wait(timeout=30) == 0
+    assert time.monotonic() - began < 2 + 1 + 1 + 4  # the grace, what ends then, the compute thread, and slack
+    for trainer in trainers:
+        trainer.join(30)
+    assert len(answered) + len(lost) == 6
+    assert lost
+    heir = start_scorer()
+    with Client(heir.url, run_id=run_id) as client:
+        stored = client.run().rounds - 1
+        assert len(answered) <= stored <= 6
+        problems = client.problems(limit=1000).problems
+        assert {problem.times_scored for problem in problems} <= {stored}

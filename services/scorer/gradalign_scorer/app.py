@@ -43,6 +43,8 @@ from gradalign_scorer.validations import ValidationCache
 __all__ = ["create_app"]
 
 _LOG = logging.getLogger(__name__)
+_LAST_SECONDS = 1.0
+"""For the compute thread to end: whoever waited for it had the grace to do so, and is gone."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -106,8 +108,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         context.draining = True
-        if not context.engine.close(context.settings.grace_seconds):
-            _LOG.error("the compute thread did not end within %g s", context.settings.grace_seconds)
+        if not context.engine.close(_LAST_SECONDS):
+            _LOG.error("the compute thread did not end within %g s", _LAST_SECONDS)
         await context.store.close()
 
 
