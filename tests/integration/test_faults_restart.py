@@ -1,11 +1,14 @@
 """Orderly ends: a rolling restart under load that no trainer notices, and SIGTERM with clients that hold on."""
 
 import json
+import shutil
 import signal
+import subprocess
 import threading
 import time
 
 import numpy as np
+import pytest
 from rawhttp import head, read_reply, score_message, small_window, wait_until
 
 from gradalign import Client, Projection, UnavailableError
@@ -193,3 +196,23 @@ def test_more_work_than_the_grace_allows_is_cut_off_and_nothing_of_it_is_half_st
         assert len(answered) <= stored <= 6
         problems = client.problems(limit=1000).problems
         assert {problem.times_scored for problem in problems} <= {stored}
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
+def test_idle_clients_that_speak_tls_do_not_hold_up_the_end(
+    start_scorer, tmp_path, run_id, problem_ids, sketches, projection
+):
+    """A connection that is kept alive does not look for the goodbye that TLS waits half a minute for."""
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    command = ["openssl", "req", *kind, "-keyout", str(key), "-out", str(cert), *subject]
+    subprocess.run(command, check=True, capture_output=True)
+    scorer = start_scorer("--drain-seconds", "0", "--tls-cert", str(cert), "--tls-key", str(key))
+    with Client(scorer.url, run_id=run_id, ca_file=cert) as client:
+        client.refresh_validation(problem_ids, sketches, policy_version=0, projection=projection)
+        scorer.process.send_signal(signal.SIGTERM)
+        assert scorer.process.wait(timeout=10) == 0
+    log = scorer.log.read_text()
+    assert "hung up" not in log
+    assert "Traceback" not in log

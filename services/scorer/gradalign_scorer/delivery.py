@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 __all__ = ["Deliveries", "DeliveringProtocol"]
 
 _LOG = logging.getLogger(__name__)
+_FAREWELL_SECONDS = 1.0
 
 
 class Deliveries:
@@ -81,6 +82,8 @@ class DeliveringProtocol(HttpToolsProtocol):
         super().on_response_complete()
         while self._unanswered and self._unanswered[0].response_complete:
             self._unanswered.popleft()
+        if self.transport.is_closing():
+            self._part()
         if self.held_bytes:
             self._watch()
             self._left = max(self._left, self._left_bytes())  # what was added is not what was left before
@@ -103,6 +106,25 @@ class DeliveringProtocol(HttpToolsProtocol):
                 cycle.disconnected = True
                 cycle.message_event.set()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """The server ends: an idle connection does too."""
+        super().shutdown()
+        if self.transport.is_closing():
+            self._part()
+
+    def _part(self) -> None:
+        """Wait only a moment for a TLS client to say goodbye: idle ones do not look, and would hold up the server's end."""
+        if self.scheme == "https":
+            self.loop.call_later(_FAREWELL_SECONDS, self._cut)
+
+    def _cut(self) -> None:
+        if self not in self.connections:
+            return
+        if self.held_bytes:
+            self._part()
+        else:
+            self.transport.abort()
 
     def abandon(self, why: str) -> None:
         """Close the connection, and drop what its client did not take."""
@@ -134,8 +156,9 @@ class DeliveringProtocol(HttpToolsProtocol):
 
     def _left_bytes(self) -> int:
         """Bytes that the client has not taken, with those in the kernel's queue, which moves in smaller steps than ours."""
+        sock = self.transport.get_extra_info("socket")
         try:
-            queued = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, b"\0" * 4)
-        except OSError:
+            queued = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4) if sock else b"\0" * 4
+        except (OSError, ValueError):  # closed meanwhile
             return self.held_bytes
         return self.held_bytes + int(struct.unpack("i", queued)[0])
