@@ -46,6 +46,7 @@ class LiveRun:
 
     def round(self, *, pool=96, select=24):
         """Score a pool, select of it, and take two steps of the policy."""
+        pool = min(pool, len(self.ids))
         chosen = self.rng.choice(len(self.ids), pool, replace=False)
         self.rates[chosen] = np.clip(self.rates[chosen] + self.rng.normal(0.01, 0.04, pool), 0, 1)
         rates = np.round(self.rates[chosen] * 8) / 8
