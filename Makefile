@@ -22,6 +22,8 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	@echo "==> 3/3 installing gradalign with the scorer, the trainer and the test tools"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[reasoning]' 2>$(VENV)/reasoning.log || \
+		echo "==> without reasoning_gym, and its tests are skipped: it needs a C compiler to install ($(VENV)/reasoning.log)"
 	@touch $(STAMP)
 	@echo "==> installed; $$($(BIN)/gradalign --version)"
 

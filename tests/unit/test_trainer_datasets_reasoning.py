@@ -8,6 +8,8 @@ from gradalign_trainer.problems import Problem
 from gradalign_trainer.rewards import make_reward
 from gradalign_trainer.settings import SettingsError
 
+pytest.importorskip("reasoning_gym", reason="reasoning_gym needs a C compiler to install")
+
 CHAIN = {"kind": "reasoning_gym", "task": "chain_sum", "size": 20}
 reward = make_reward("reasoning_gym")
 

@@ -39,6 +39,7 @@ def test_chats_are_rendered_with_the_tokenizer_of_the_model(tmp_path):
 
 
 def test_generated_parts_of_a_run_share_nothing():
+    pytest.importorskip("reasoning_gym", reason="reasoning_gym needs a C compiler to install")
     tasks = {part: {"kind": "reasoning_gym", "task": "chain_sum", "size": 10} for part in ("pool", "heldout")}
     data = load_run_data(config(**tasks, validation="reasoning_gym:chain_sum", reward="reasoning_gym"))
     assert not {problem.prompt for problem in data.pool} & {problem.prompt for problem in data.heldout}
@@ -46,6 +47,7 @@ def test_generated_parts_of_a_run_share_nothing():
 
 
 def test_a_reward_that_cannot_judge_a_part_is_refused_before_the_run(tmp_path):
+    pytest.importorskip("reasoning_gym", reason="reasoning_gym needs a C compiler to install")
     path = jsonl(tmp_path / "a.jsonl", {"id": "x7", "prompt": "p", "answer": "a", "source": "mine"})
     task = {"kind": "reasoning_gym", "task": "chain_sum", "size": 3}
     with pytest.raises(DataError, match=r"data\.heldout holds problem 'x7' of source 'mine'"):

@@ -33,7 +33,7 @@ def task_dataset(task: str, config: str) -> Any:
         factory: Any = importlib.import_module("reasoning_gym.factory")
     except ImportError as error:
         raise DataError(
-            "a source of kind 'reasoning_gym' needs its package: pip install 'gradalign[trainer]'."
+            "a source of kind 'reasoning_gym' needs its package and that a C compiler: pip install 'gradalign[reasoning]'."
         ) from error
     if task not in factory.DATASETS:
         raise DataError(
