@@ -119,3 +119,13 @@ class Kit:
 def kit(store_url):
     """A kit of a run of the test's own."""
     return Kit(store_url, f"run-{uuid.uuid4().hex}")
+
+
+@pytest.fixture(autouse=True)
+def _own_random_numbers(request):
+    """A module's RNG begins each of its tests as the module made it, so that a test does not depend on those before it."""
+    generator = getattr(request.module, "RNG", None)
+    if generator is not None:
+        if not hasattr(request.module, "_RNG_AT_FIRST"):
+            request.module._RNG_AT_FIRST = generator.bit_generator.state
+        generator.bit_generator.state = request.module._RNG_AT_FIRST

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypedDict, TypeVar, Unpack, cast
 from urllib.parse import quote
@@ -127,10 +128,11 @@ def _error_of(response: httpx.Response, content_type: str) -> WireError:
         body = decode_value(response.content, content_type)
     except GradAlignError:
         body = response.text
-    try:
-        retry_after = float(response.headers["Retry-After"])
-    except (KeyError, ValueError):
-        retry_after = None
+    retry_after = None
+    # Retry-After has whole seconds only; a full queue is often done in a fraction of one.
+    for header, unit in (("Retry-After", 1.0), ("Retry-After-Ms", 1e-3)):
+        with suppress(KeyError, ValueError):
+            retry_after = float(response.headers[header]) * unit
     return error_from_wire(response.status_code, body, retry_after=retry_after)
 
 

@@ -189,11 +189,11 @@ with Client(url, run_id=run, retries=30) as client:
 
 def trainers(url: str, number: int, problems: int, dim: int, count: int) -> tuple[list[float], float]:
     """Seconds of each request of a number of trainer processes at once, and the wall time of all."""
-    here = str(Path(__file__).parent)
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", TRAINER, url, f"run-{i}", str(problems), str(dim), str(count)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": here},
+            [sys.executable, "-c", TRAINER, url, f"run-{number}-{i}", str(problems), str(dim), str(count)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path},
         )
         for i in range(number)
     ]  # fmt: skip
@@ -242,7 +242,7 @@ def bench_overload(options: argparse.Namespace) -> None:
     for number in (1, 2, 4, 16):
         scorer = ScorerProcess(None, MAX_REQUESTS="4", QUEUE_SIZE="4")
         try:
-            seconds, wall = trainers(scorer.url, number, 256, options.dim, 160 // number)
+            seconds, wall = trainers(scorer.url, number, 256, options.dim, 1600 // number)
         finally:
             scorer.end()
         rates[number] = len(seconds) / wall

@@ -9,7 +9,7 @@ from gradalign import Overloaded
 
 __all__ = ["Admission", "Place"]
 
-_RETRY_SECONDS = 1.0
+_RETRY_SECONDS = 0.1
 
 
 class Admission:

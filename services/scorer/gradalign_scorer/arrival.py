@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor
@@ -18,7 +19,7 @@ _PIECE = 8 << 20
 
 
 async def arriving_products(
-    sketches: SketchMatrix, vector: Tensor | None, body: Body, engine: Engine
+    sketches: SketchMatrix, vector: Tensor | None, body: Body, engine: Engine, *, digested: bool = False
 ) -> Products | None:
     """Products of the sketches with a vector, taken in pieces as they arrive; None where they are too few for that.
 
@@ -29,6 +30,7 @@ async def arriving_products(
         vector: float32 [dim], or None for norms alone.
         body: perhaps still coming.
         engine: to compute on; a slow sender holds no place in its queue.
+        digested: also take the sums of the body's digest, while the rows are in the cache.
     """
     if sketches.data.nbytes <= _PIECE or body.arrived == len(body.data):
         await body.whole()
@@ -41,7 +43,13 @@ async def arriving_products(
         await body.until(start + stop * row)
         piece = SketchRows([sketches.part(slice(done, stop))])
         job = partial(products, piece, vector, engine.device, of=sketches.rows)
-        parts.append(await engine.run(job))
+        parts.append(await engine.run(partial(_summed, job, body, start + stop * row) if digested else job))
         done = stop
     await body.whole()
     return Products.joined(parts)
+
+
+def _summed(job: Callable[[], Products], body: Body, stop: int) -> Products:
+    parts = job()
+    body.sum_until(stop)
+    return parts

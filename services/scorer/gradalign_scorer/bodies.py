@@ -39,6 +39,8 @@ class Body:
         self.content_type = content_type
         self.data = data
         self.arrived = len(data) if arrived is None else arrived
+        self._summed = _DIGESTED_WHOLE
+        self._sums: list[bytes] = []
         self._more = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
 
@@ -71,13 +73,22 @@ class Body:
 
         A cryptographic hash of 64 MiB takes longer than scoring them, so the bulk goes in as sums of 8 KiB pieces.
         """
+        self.sum_until(len(self.data))
         head = hashlib.blake2b(self.data[:_DIGESTED_WHOLE], digest_size=16)
         head.update(len(self.data).to_bytes(8, "little"))
-        rest = np.frombuffer(self.data[_DIGESTED_WHOLE:], np.uint8)
-        pieces = len(rest) // _PIECE * _PIECE
-        head.update(rest[:pieces].view(np.uint64).reshape(-1, _PIECE // 8).sum(axis=1).tobytes())
-        head.update(rest[pieces:].tobytes())
+        for sums in self._sums:
+            head.update(sums)
+        head.update(self.data[self._summed :])
         return head.digest()
+
+    def sum_until(self, count: int) -> None:
+        """Take the digest's sums of the first `count` bytes, which must be there; one thread at a time."""
+        pieces = max(0, count - self._summed) // _PIECE
+        if pieces:
+            stop = self._summed + pieces * _PIECE
+            words = np.frombuffer(self.data[self._summed : stop], np.uint64)
+            self._sums.append(words.reshape(pieces, -1).sum(axis=1).tobytes())
+            self._summed = stop
 
 
 class BodyReader:

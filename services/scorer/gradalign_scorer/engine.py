@@ -86,7 +86,7 @@ class Engine:
             raise Overloaded(
                 f"{self._jobs.maxsize} requests wait for the compute thread, which is all it takes; retry, send fewer at a "
                 "time, or raise GRADALIGN_QUEUE_SIZE.",
-                retry_after=1.0,
+                retry_after=0.1,
             ) from None
         try:
             return await asyncio.wrap_future(future)

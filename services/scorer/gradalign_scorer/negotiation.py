@@ -61,7 +61,9 @@ def error_response(scope: Scope, error: WireError, headers: Mapping[str, str] | 
     result = response(scope, error.to_wire(), status=error.status)
     result.headers.update(headers or {})
     if isinstance(error, UnavailableError):
-        result.headers["Retry-After"] = str(math.ceil(error.retry_after or 1.0))
+        seconds = error.retry_after or 1.0
+        result.headers["Retry-After"] = str(math.ceil(seconds))
+        result.headers["Retry-After-Ms"] = str(math.ceil(1000 * seconds))
     given = Headers(scope=scope)
     has_body = given.get("Content-Length", "0") != "0" or "Transfer-Encoding" in given
     if has_body and not scope.get(_BODY_READ):

@@ -85,7 +85,9 @@ class Service:
             strategy = request.strategy or (run.strategy if run else "cosine")
             with self._metrics.stage("compute"):
                 vector = None if validation is None else torch.tensor(validation.vector)
-                parts = await arriving_products(request.sketches, vector, body, self.engine)
+                parts = await arriving_products(
+                    request.sketches, vector, body, self.engine, digested=request.request_id is not None
+                )
                 job = partial(score, request, strategy, vector, evidence, self.engine.device, parts=parts)
                 scored, digest = await asyncio.gather(self.engine.run(job), _digest(request, body))
             with self._metrics.stage("commit"):

@@ -1,5 +1,5 @@
 -- KEYS: meta, reply, problems, priorities, validations, rounds.
--- ARGV[2]: a row for each problem; ARGV from 3: the ids, in the order of the rows.
+-- ARGV[2]: a row for each problem; ARGV[3]: the ids, in the order of the rows, a msgpack array.
 -- All values are read, computed and only then written, within this script: concurrent writers lose nothing, and a
 -- failure leaves nothing half-written.
 local problems_key, priorities_key, validations_key, rounds_key = KEYS[3], KEYS[4], KEYS[5], KEYS[6]
@@ -11,8 +11,7 @@ if request.validation_version > 0 and
   return {'validation_gone'}
 end
 
-local ids = {}
-for i = 3, #ARGV do ids[i - 2] = ARGV[i] end
+local ids = cmsgpack.unpack(ARGV[3])
 local records, writes, ranks = read_records(problems_key, ids), {}, {}
 for i = 1, #ids do
   local alignment, priority, pass_rate, signal, selected = struct.unpack(ROW, ARGV[2], (i - 1) * ROW_SIZE + 1)
