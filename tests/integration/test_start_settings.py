@@ -26,6 +26,7 @@ WRONG = {
     "max_admitted_bytes": [("2000", "raise it")],
     "pool_bytes": [("-1", "greater than or equal to 0")],
     "max_requests": [("0", "greater than or equal to 1")],
+    "threads": [("0", "greater than or equal to 1"), ("many", "valid integer")],
     "max_streams": [("0", "greater than or equal to 1")],
     "queue_size": [("0", "greater than or equal to 1")],
     "body_seconds": [("0", "greater than 0"), ("nan", "finite"), ("soon", "number")],

@@ -101,7 +101,7 @@ def _context(settings: Settings, redis_url: str) -> Context:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context: Context = app.state.context
     context.engine.start()
-    await context.engine.run(lambda: _warm_up(context.engine.device))
+    await context.engine.run(lambda: _warm_up(context.engine.device, context.settings.threads))
     context.warm = True
     _LOG.info("computing on %s", context.engine.device)
     try:
@@ -113,8 +113,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await context.store.close()
 
 
-def _warm_up(device: torch.device) -> None:
+def _warm_up(device: torch.device, threads: int) -> None:
     """The first computation pays for a device's start; let it not be a trainer's."""
+    torch.set_num_threads(threads)  # here, since OpenMP keeps the number for each thread
     rows = SketchRows([SketchMatrix.of(np.ones((2, 64), dtype=np.float16))])
     products(rows, torch.ones(64), device)
 

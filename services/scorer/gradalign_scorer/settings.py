@@ -55,6 +55,8 @@ class Settings(BaseSettings):
         max_admitted_bytes: of all bodies held at once.
         pool_bytes: of free body buffers kept for later requests.
         max_requests: with a body, held at once; more get a 429.
+        threads: that a computation on the CPU uses. More than one pays on idle cores only: beside a busy trainer they wait
+            for one another.
         max_streams: pages that may watch a run at once (`GET /runs/{run}/events`); more get a 429.
         queue_size: jobs that may wait for the compute thread; more get a 429.
         body_seconds: longest wait for a request's head, for more of its body, and for its client to take more of the reply.
@@ -84,6 +86,7 @@ class Settings(BaseSettings):
     max_admitted_bytes: int = Field(default=2048 * MIB, ge=1024)
     pool_bytes: int = Field(default=256 * MIB, ge=0)
     max_requests: int = Field(default=64, ge=1)
+    threads: int = Field(default=1, ge=1, le=1024)
     max_streams: int = Field(default=64, ge=1)
     queue_size: int = Field(default=64, ge=1)
     body_seconds: float = Field(default=30.0, gt=0, allow_inf_nan=False)
