@@ -137,11 +137,15 @@ class Engine:
         if not future.set_running_or_notify_cancel():
             return
         self._busy_since = time.monotonic()
+        # Idle before the caller hears of it: who asks next must not find the job that it has the result of.
         try:
-            future.set_result(job())
+            result = job()
         except BaseException as error:
-            future.set_exception(error)
-        finally:
             self._busy_since = None
+            future.set_exception(error)
+        else:
+            self._busy_since = None
+            future.set_result(result)
+        finally:
             # The error's traceback holds this frame, and the future holds the error.
             del future, job
