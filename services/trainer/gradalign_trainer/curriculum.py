@@ -133,8 +133,6 @@ class Curriculum:
 
     Attributes:
         fallbacks: choices made at random although the scorer was wanted.
-        requests: requests that were answered.
-        scored: problems that were scored.
         seconds: spent on requests, answered or not.
         validation: the last answer to a refresh.
         needs_validation: a validation gradient has to be sent before anything can be scored.
@@ -160,8 +158,6 @@ class Curriculum:
         self._away = False
         self._pending_restore: str | None = None
         self.fallbacks = 0
-        self.requests = 0
-        self.scored = 0
         self.seconds = 0.0
         self.validation: RefreshReply | None = None
         self.needs_validation = self.adaptive
@@ -170,11 +166,6 @@ class Curriculum:
     def adaptive(self) -> bool:
         """Whether the scorer chooses; otherwise nothing has to be measured."""
         return self._client is not None
-
-    @property
-    def away(self) -> bool:
-        """Whether the last request found no scorer."""
-        return self._away
 
     def reachable(self) -> bool:
         """Whether to spend rollouts on scoring. Asks a scorer that was away once more, and restores what is pending."""
@@ -219,15 +210,13 @@ class Curriculum:
         ranking = self._score(measured, policy_version, select=count)
         if ranking is None:
             return self.choose_at_random(measured.problem_ids, count, round_number=round_number)
-        self.scored += len(ranking.problem_ids)
         weights = dict(zip(ranking.problem_ids, ranking.weights, strict=True))
         return Choice(selected=ranking.selected, weights=weights, ranking=ranking)
 
     def record(self, measured: Measured, *, policy_version: int) -> None:
         """Score problems without selecting any, so that the scorer remembers them as they are now."""
         if self.adaptive and not self._away and not self.needs_validation:
-            ranking = self._score(measured.distinct(), policy_version, select=None)
-            self.scored += 0 if ranking is None else len(ranking.problem_ids)
+            self._score(measured.distinct(), policy_version, select=None)
 
     def _score(self, measured: Measured, policy_version: int, *, select: int | None) -> Ranking | None:
         """The scorer's ranking; None where it is away or holds another validation gradient than was measured against."""
@@ -315,7 +304,6 @@ class Curriculum:
         if self._away:
             logger.warning("The scorer at %s is back.", self._url)
         self._away = False
-        self.requests += 1
         return reply
 
     def _restore(self, client: Client) -> None:

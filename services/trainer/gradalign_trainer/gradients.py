@@ -7,8 +7,7 @@ the batch is done again with one backward per problem, so that only the problem 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -117,19 +116,23 @@ class GradientMeter:
             self._model.zero_grad(set_to_none=True)
             self._losses(batch, batch.problems[row : row + 1]).sum().backward()
             try:
-                rows[row] = self._sketcher.from_grads().float().cpu()
+                rows[row], found[row] = self._taken(batch.against)
             except SketchError as error:
                 logger.warning("Problem %s counts as no signal: %s", batch.scored.problems[problem].problem_id, error)
                 faulty += 1
                 continue
-            gradients = self._sketcher.gradients()
-            if batch.against is not None:
-                found[row] = torch.tensor(_dot_and_norm(gradients, batch.against))
             if batch.shares is not None:
-                share = float(batch.shares[problem])
+                share, gradients = float(batch.shares[problem]), self._sketcher.gradients()
                 total |= {name: total.get(name, 0) + share * gradient for name, gradient in gradients.items()}
         self._put_back(total)
         return (rows, found), faulty
+
+    def _taken(self, against: Mapping[str, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Sketch [dim], and product and norm [2], of what `.grad` holds."""
+        if against is None:
+            return self._sketcher.from_grads().float().cpu(), torch.zeros(2, dtype=torch.float64)
+        exact = self._sketcher.from_grads(against=against)
+        return exact.sketch.float().cpu(), torch.tensor([exact.dot, exact.norm], dtype=torch.float64)
 
     def _losses(self, batch: _Batch, problems: Tensor) -> Tensor:
         return problem_losses(
@@ -158,10 +161,3 @@ class _Batch:
     def scale(self) -> Tensor:
         """Factors of the losses, float32 [n] on the CPU."""
         return torch.ones(len(self.problems)) if self.shares is None else self.shares[self.problems].float().cpu()
-
-
-def _dot_and_norm(gradients: Mapping[str, Tensor], against: Mapping[str, Tensor]) -> Sequence[float]:
-    def dot(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
-        return sum(float((left[name].double() * right[name].double()).sum()) for name in left.keys() & right.keys())
-
-    return dot(gradients, against) / math.sqrt(dot(against, against)), math.sqrt(dot(gradients, gradients))

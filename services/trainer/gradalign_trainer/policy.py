@@ -114,9 +114,7 @@ class Policy:
             scored: rollouts at the present weights.
             advance: told how many problems more are done.
         """
-        kept = self.validation
-        sketched = self._meter.measure(scored, against=None if kept is None else kept.gradient, advance=advance)
-        return _measured(scored, sketched, None if kept is None else kept.version)
+        return self._against_validation(scored, advance=advance)
 
     def measure_validation(
         self,
@@ -165,13 +163,16 @@ class Policy:
 
         They are of the policy version before the step.
         """
+        share = torch.full((len(scored.problems),), 1 / len(scored.problems))
+        measured = self._against_validation(scored, shares=share)
+        return self._step(), measured
+
+    def _against_validation(self, scored: ScoredRollouts, **settings: Any) -> Measured:
+        """As `GradientMeter.measure`, with exact products where a validation gradient is kept."""
         kept = self.validation
-        sketched = self._meter.measure(
-            scored,
-            shares=torch.full((len(scored.problems),), 1 / len(scored.problems)),
-            against=None if kept is None else kept.gradient,
-        )
-        return self._step(), _measured(scored, sketched, None if kept is None else kept.version)
+        if kept is None:
+            return _measured(scored, self._meter.measure(scored, **settings), None)
+        return _measured(scored, self._meter.measure(scored, against=kept.gradient, **settings), kept.version)
 
     def _step(self) -> float:
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm))
