@@ -161,7 +161,7 @@ class BodyReader:
                 reading.exception()
 
     async def _stated(self, request: Request, body: Body) -> None:
-        length, fill = len(body.data), direct_body(request.scope)
+        fill = direct_body(request.scope)
         if fill is not None:
             try:
                 whole = await fill(body.data, self._seconds, body.take)
@@ -170,11 +170,11 @@ class BodyReader:
             if not whole:
                 raise MalformedRequest("the connection was closed before the whole body came.")
         else:
-            await self._in_pieces(request, body, length)
+            await self._in_pieces(request, body)
         mark_body_read(request.scope)
 
-    async def _in_pieces(self, request: Request, body: Body, length: int) -> None:
-        filled = 0
+    async def _in_pieces(self, request: Request, body: Body) -> None:
+        length, filled = len(body.data), 0
         async for chunk in self._chunks(request):
             if filled + len(chunk) <= length:
                 body.data[filled : filled + len(chunk)] = chunk
