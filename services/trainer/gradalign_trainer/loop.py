@@ -4,17 +4,14 @@
     every few rounds: the validation gradient, an evaluation, a checkpoint with a snapshot of the curriculum
 
 It departs from the paper's code in that selection is a call to the scorer within the loop, not a program that runs
-between two trainings. `gradalign train CONFIG` runs it.
+between two trainings. What a round does is in `rounds`, one module a mode. `gradalign train CONFIG` runs it.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -22,12 +19,11 @@ import torch
 from gradalign.errors import GradAlignError
 from gradalign_trainer.checkpoint import RunState, latest_checkpoint, load_optimizer, load_state, save_checkpoint
 from gradalign_trainer.config import TrainConfig
-from gradalign_trainer.curriculum import Choice, Curriculum, ScorerAddress
+from gradalign_trainer.curriculum import Curriculum, ScorerAddress
 from gradalign_trainer.evaluation import exact_pass_rates, sampled_pass_rates
 from gradalign_trainer.policy import Policy
-from gradalign_trainer.problems import Problem
 from gradalign_trainer.records import Observer, RoundReport, RunData, RunResult
-from gradalign_trainer.rollouts import ScoredRollouts
+from gradalign_trainer.rounds import ROUNDS, Workshop
 
 __all__ = ["train"]
 
@@ -63,8 +59,8 @@ def train(
             run.report({}, evaluate=True)
         while run.round_number < config.rounds:
             began, asked = time.monotonic(), run.curriculum.seconds
-            figures = run.weighted_round() if config.mode == "weight" else run.chosen_round()
-            run.round_number += 1
+            figures = ROUNDS[config.mode](run.shop)
+            run.shop.round_number += 1
             figures["round_seconds"] = time.monotonic() - began
             if run.curriculum.adaptive:
                 figures["scorer_seconds"] = run.curriculum.seconds - asked
@@ -78,7 +74,7 @@ def train(
 
 
 class _Run:
-    """Everything that lives from round to round, and the steps of a round."""
+    """Everything that lives from round to round, and what happens between rounds."""
 
     def __init__(
         self, config: TrainConfig, data: RunData, source: str | Path, *, resume: bool, observer: Observer
@@ -86,11 +82,8 @@ class _Run:
         self.config, self.data, self.observer = config, data, observer
         self.checkpoints = config.output / "checkpoints"
         self.reports: list[RoundReport] = []
-        self.by_id = {problem.problem_id: problem for problem in data.pool}
-        self.validation = list(data.validation)[: config.validation_problems]
         start = _checkpoint_to_resume(self.checkpoints, config, resume=resume)
         state = load_state(start) if start else None
-        self.round_number = state.round_number if state else 0
         self.policy = Policy(
             config,
             start or source,
@@ -99,6 +92,13 @@ class _Run:
         )
         self.last_checkpoint = start or self.checkpoints
         self.curriculum = self._curriculum(state)
+        round_number = state.round_number if state else 0
+        self.shop = Workshop(config, data, self.policy, self.curriculum, observer, round_number=round_number)
+
+    @property
+    def round_number(self) -> int:
+        """Rounds done."""
+        return self.shop.round_number
 
     def _curriculum(self, state: RunState | None) -> Curriculum:
         config, projection = self.config, self.policy.sketcher.projection
@@ -131,120 +131,6 @@ class _Run:
             if state.snapshot:
                 curriculum.restore_later(state.snapshot)
         return curriculum
-
-    def chosen_round(self) -> dict[str, float]:
-        """Choose, then generate: score a pool, then train on the selection with fresh rollouts."""
-        config = self.config
-        pool = self._draw(config.pool_size)
-        choice = self._choose(pool, max(1, round(config.select_fraction * len(pool))))
-        selected = [self.by_id[problem_id] for problem_id in choice.selected]
-        order = self._cycled(selected, config.updates_per_round * config.batch_problems)
-        self.observer.stage("update", config.updates_per_round)
-        means, norms = [], []
-        for step in range(config.updates_per_round):
-            batch = order[step * config.batch_problems : (step + 1) * config.batch_problems]
-            scored = self._rollouts(batch, config.group_size, "update", step)
-            norms.append(self._update(scored))
-            means.append(float(scored.rewards.mean()))
-            self.observer.advance()
-        return {"reward": fmean(means), "gradient_norm": fmean(norms), **self._scorer_figures(choice)}
-
-    def _update(self, scored: ScoredRollouts) -> float:
-        """The norm of the gradient; the problems trained on are scored too where the settings say so."""
-        if not self.config.score_updates or not self.curriculum.adaptive:
-            return self.policy.update(scored)
-        version = self.policy.version
-        norm, measured = self.policy.update_and_measure(scored)
-        self.curriculum.record(measured, policy_version=version)
-        return norm
-
-    def weighted_round(self) -> dict[str, float]:
-        """Generate, then weight: every training batch is scored, and its groups count by their weight."""
-        config = self.config
-        self._refresh_validation_if_due()
-        drawn = self._draw(config.updates_per_round * config.batch_problems)
-        self.observer.stage("update", config.updates_per_round)
-        means, norms, choices = [], [], []
-        for step in range(config.updates_per_round):
-            batch = drawn[step * config.batch_problems : (step + 1) * config.batch_problems]
-            scored = self._rollouts(batch, config.group_size, "update", step)
-            choice = self._weigh(scored)
-            norms.append(self.policy.update(scored, choice.weights))
-            means.append(float(scored.rewards.mean()))
-            choices.append(choice)
-            self.observer.advance()
-        weight = fmean(fmean(choice.weights.values()) for choice in choices)
-        figures = {"reward": fmean(means), "gradient_norm": fmean(norms), "weight": weight}
-        return {**figures, **self._scorer_figures(choices[-1])}
-
-    def _choose(self, pool: Sequence[Problem], count: int) -> Choice:
-        if not self._refresh_validation_if_due():
-            ids = [problem.problem_id for problem in pool]
-            return self.curriculum.choose_at_random(ids, count, round_number=self.round_number)
-        self.observer.stage("score", len(pool))
-        scored = self._rollouts(pool, self.config.group_size, "pool", 0)
-        measured = self.policy.measure(scored, self.observer.advance)
-        version = self.policy.version
-        return self.curriculum.choose(measured, count, policy_version=version, round_number=self.round_number)
-
-    def _weigh(self, scored: ScoredRollouts) -> Choice:
-        ids = [problem.problem_id for problem in scored.problems]
-        if self.curriculum.needs_validation or not self.curriculum.reachable():
-            return self.curriculum.choose_at_random(ids, len(ids), round_number=self.round_number)
-        measured = self.policy.measure(scored)
-        version = self.policy.version
-        return self.curriculum.choose(measured, len(ids), policy_version=version, round_number=self.round_number)
-
-    def _refresh_validation_if_due(self) -> bool:
-        """Whether the scorer is there and holds a validation gradient."""
-        curriculum = self.curriculum
-        if not curriculum.reachable():
-            return False
-        if curriculum.needs_validation or self.round_number % self.config.refresh_every == 0:
-            self.observer.stage("validation", len(self.validation))
-            scored = self._rollouts(self.validation, self.config.validation_rollouts, "validation", 0)
-            measured = self.policy.measure_validation(scored, self.observer.advance)
-            reply = curriculum.refresh_validation(measured, policy_version=self.policy.version)
-            if reply is not None:
-                self.policy.keep_validation(reply.validation_version)
-        return not curriculum.needs_validation
-
-    def _rollouts(self, problems: Sequence[Problem], group_size: int, purpose: str, step: int) -> ScoredRollouts:
-        generator = self.policy.generator(self.round_number, purpose, step)
-        return self.policy.rollouts(problems, self.data.reward, group_size, generator)
-
-    def _rng(self, purpose: str) -> random.Random:
-        return random.Random(f"{self.config.seed}/{self.round_number}/{purpose}")
-
-    def _draw(self, count: int) -> list[Problem]:
-        return self._rng("pool").sample(list(self.data.pool), min(count, len(self.data.pool)))
-
-    def _cycled(self, problems: Sequence[Problem], count: int) -> list[Problem]:
-        """`count` problems: the whole selection in random order, again and again."""
-        rng = self._rng("order")
-        order: list[Problem] = []
-        while len(order) < count:
-            order += rng.sample(list(problems), len(problems))
-        return order[:count]
-
-    def _scorer_figures(self, choice: Choice) -> dict[str, float]:
-        curriculum = self.curriculum
-        if not curriculum.adaptive:
-            return {}
-        figures: dict[str, float] = {"fallback": float(choice.fallback), "fallbacks": float(curriculum.fallbacks)}
-        if curriculum.validation is not None:
-            figures["coherence"] = curriculum.validation.coherence
-        ranking = choice.ranking
-        if ranking is not None:
-            figures["scored"] = float(len(ranking.problem_ids))
-            figures["no_signal"] = float(len(ranking.no_signal))
-            if ranking.reliability is not None:
-                figures["reliability"] = ranking.reliability
-            if ranking.alignments:
-                by_id = dict(zip(ranking.problem_ids, ranking.alignments, strict=True))
-                figures["alignment"] = fmean(ranking.alignments)
-                figures["selected_alignment"] = fmean(by_id[problem_id] for problem_id in ranking.selected)
-        return figures
 
     def evaluate(self) -> float:
         """Mean pass rate on the held-out problems."""

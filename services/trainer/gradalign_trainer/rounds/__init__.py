@@ -1,0 +1,22 @@
+"""What a round does, one module a mode: a function from the run's `Workshop` to the figures of the round.
+
+`choosing` is choose, then generate: score a pool, train on the selection with fresh rollouts. `weighting` is generate,
+then weight: score every training batch, and let its groups count by their weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from gradalign_trainer.rounds.choosing import chosen_round
+from gradalign_trainer.rounds.weighting import weighted_round
+from gradalign_trainer.rounds.workshop import Workshop
+
+__all__ = ["ROUNDS", "Round", "Workshop"]
+
+Round: TypeAlias = Callable[[Workshop], dict[str, float]]
+"""Plays one round; what it measured, for the round's report."""
+
+ROUNDS: Mapping[str, Round] = {"choose": chosen_round, "weight": weighted_round}
+"""By `TrainConfig.mode`."""

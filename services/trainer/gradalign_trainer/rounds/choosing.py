@@ -1,0 +1,52 @@
+"""Choose, then generate: score a pool, then train on the selection with fresh rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from gradalign_trainer.curriculum import Choice
+from gradalign_trainer.problems import Problem
+from gradalign_trainer.rollouts import ScoredRollouts
+from gradalign_trainer.rounds.workshop import Workshop, scorer_figures
+
+__all__ = ["chosen_round"]
+
+
+def chosen_round(shop: Workshop) -> dict[str, float]:
+    """Score a pool, then take the round's updates on the selection; the figures of the round."""
+    config = shop.config
+    pool = shop.draw(config.pool_size)
+    choice = _choose(shop, pool, max(1, round(config.select_fraction * len(pool))))
+    selected = [shop.by_id[problem_id] for problem_id in choice.selected]
+    order = shop.cycled(selected, config.updates_per_round * config.batch_problems)
+    shop.observer.stage("update", config.updates_per_round)
+    means, norms = [], []
+    for step in range(config.updates_per_round):
+        batch = order[step * config.batch_problems : (step + 1) * config.batch_problems]
+        scored = shop.rollouts(batch, config.group_size, "update", step)
+        norms.append(_update(shop, scored))
+        means.append(float(scored.rewards.mean()))
+        shop.observer.advance()
+    return {"reward": fmean(means), "gradient_norm": fmean(norms), **scorer_figures(shop.curriculum, choice)}
+
+
+def _choose(shop: Workshop, pool: Sequence[Problem], count: int) -> Choice:
+    if not shop.refresh_validation_if_due():
+        ids = [problem.problem_id for problem in pool]
+        return shop.curriculum.choose_at_random(ids, count, round_number=shop.round_number)
+    shop.observer.stage("score", len(pool))
+    scored = shop.rollouts(pool, shop.config.group_size, "pool", 0)
+    measured = shop.policy.measure(scored, shop.observer.advance)
+    version = shop.policy.version
+    return shop.curriculum.choose(measured, count, policy_version=version, round_number=shop.round_number)
+
+
+def _update(shop: Workshop, scored: ScoredRollouts) -> float:
+    """The norm of the gradient; the problems trained on are scored too where the settings say so."""
+    if not shop.config.score_updates or not shop.curriculum.adaptive:
+        return shop.policy.update(scored)
+    version = shop.policy.version
+    norm, measured = shop.policy.update_and_measure(scored)
+    shop.curriculum.record(measured, policy_version=version)
+    return norm
