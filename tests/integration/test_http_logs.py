@@ -52,7 +52,7 @@ def test_a_score_is_one_line_with_its_run_rows_and_times(logging_scorer, client,
     line = line_of(logging_scorer, f"{client.run_id}-1")
     assert (line["method"], line["route"], line["status"], line["error"]) == ("POST", "/score", 200, None)
     assert (line["run"], line["rows"], line["level"]) == (client.run_id, 8, "info")
-    assert set(line["stages"]) == {"decode", "load", "compute", "commit", "all"}
+    assert set(line["stages"]) == {"receive", "decode", "load", "compute", "commit", "total"}
     assert 0 < line["stages"]["compute"] < line["seconds"] < 10
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", line["time"])
     assert line_of(logging_scorer, f"{client.run_id}-0")["route"] == "/refresh_validation"

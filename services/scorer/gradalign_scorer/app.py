@@ -34,6 +34,7 @@ from gradalign_scorer.metrics import Metrics, RequestCounter
 from gradalign_scorer.negotiation import error_response
 from gradalign_scorer.requestlog import RequestLog
 from gradalign_scorer.routes import OPERATIONS, WIRE
+from gradalign_scorer.runfigures import RunFigures
 from gradalign_scorer.service import Service
 from gradalign_scorer.settings import Settings, SettingsError
 from gradalign_scorer.store import RunStore
@@ -84,14 +85,16 @@ def _context(settings: Settings, redis_url: str) -> Context:
     engine = Engine(pick_device(settings.device), settings.queue_size, stuck_seconds=settings.stuck_seconds)
     store = RunStore.connect(redis_url)
     admission, metrics = Admission(settings.max_requests, settings.max_admitted_bytes), Metrics()
+    figures = RunFigures(store, settings.metrics_runs)
     return Context(
         settings=settings,
         store=store,
         engine=engine,
         admission=admission,
         bodies=BodyReader(settings, admission, BufferPool(settings.pool_bytes, pinned=engine.device.type == "cuda")),
-        service=Service(store, engine, ValidationCache(store, settings.cache_bytes), metrics),
+        service=Service(store, engine, ValidationCache(store, settings.cache_bytes), metrics, figures),
         metrics=metrics,
+        run_figures=figures,
         keys=KeyRing(settings.keys(), settings.api_key_file),
         streams=Streams(store, settings.max_streams),
     )

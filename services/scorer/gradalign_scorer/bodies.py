@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import numpy as np
 from starlette.requests import Request
@@ -33,12 +34,14 @@ class Body:
         content_type: `application/msgpack` or `application/json`.
         data: all of it, also what is still to come; writable, so that tensors may view it.
         arrived: bytes that are there.
+        waited: seconds that somebody waited for more of it.
     """
 
     def __init__(self, content_type: str, data: memoryview, *, arrived: int | None = None) -> None:
         self.content_type = content_type
         self.data = data
         self.arrived = len(data) if arrived is None else arrived
+        self.waited = 0.0
         self._summed = _DIGESTED_WHOLE
         self._sums: list[bytes] = []
         self._more = asyncio.Event()
@@ -56,17 +59,27 @@ class Body:
 
     async def until(self, count: int) -> None:
         """Return once the first `count` bytes are there; raises what ended the reading before that."""
-        while self.arrived < min(count, len(self.data)):
-            if self._reading is not None and self._reading.done():
-                self._reading.result()
-            self._more.clear()
-            await self._more.wait()
+        with self._waiting():
+            while self.arrived < min(count, len(self.data)):
+                if self._reading is not None and self._reading.done():
+                    self._reading.result()
+                self._more.clear()
+                await self._more.wait()
 
     async def whole(self) -> None:
         """Return once all of it is there; raises what ended the reading before that."""
         await self.until(len(self.data))
         if self._reading is not None:
-            await self._reading
+            with self._waiting():
+                await self._reading
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.waited += time.perf_counter() - began
 
     def digest(self) -> bytes:
         """Tells this body from another under the same request id: a guard against mistakes, not against forgery.
@@ -126,9 +139,11 @@ class BodyReader:
             raise self._too_large(kind, bulk, f"{declared} bytes long")
         with self._admission.admit() as place:
             if declared is None:
-                data = memoryview(await self._chunked(request, place, kind, bulk))
+                began = time.perf_counter()
+                body = Body(kind, memoryview(await self._chunked(request, place, kind, bulk)))
+                body.waited = time.perf_counter() - began
                 mark_body_read(request.scope)
-                yield Body(kind, data)
+                yield body
                 return
             place.claim(declared, 1 if bulk else _PARSED_COST)
             buffer = self._pool.take(declared)

@@ -13,6 +13,7 @@ from gradalign_scorer.bodies import BodyReader
 from gradalign_scorer.engine import Engine
 from gradalign_scorer.keyring import KeyRing
 from gradalign_scorer.metrics import Metrics
+from gradalign_scorer.runfigures import RunFigures
 from gradalign_scorer.service import Service
 from gradalign_scorer.settings import Settings
 from gradalign_scorer.store import RunStore
@@ -33,6 +34,7 @@ class Context:
         bodies: reads them.
         service: the requests that change a run.
         metrics: of this process.
+        run_figures: metrics of single runs.
         keys: that are accepted.
         streams: of pages that watch runs.
         started_at: on the monotonic clock, which never jumps.
@@ -47,6 +49,7 @@ class Context:
     bodies: BodyReader
     service: Service
     metrics: Metrics
+    run_figures: RunFigures
     keys: KeyRing
     streams: Streams
     started_at: float = field(default_factory=time.monotonic)

@@ -45,6 +45,9 @@ def pick_device(setting: str) -> torch.device:
 class Engine:
     """Runs jobs one after another on a thread of its own. A job that raises fails only itself.
 
+    Attributes:
+        busy_seconds: that the thread has worked, without the job in work.
+
     Args:
         device: that jobs compute on.
         capacity: how many jobs may wait; more are refused with Overloaded.
@@ -53,6 +56,8 @@ class Engine:
 
     def __init__(self, device: torch.device, capacity: int, *, stuck_seconds: float = 60.0) -> None:
         self.device = device
+        self.capacity = capacity
+        self.busy_seconds = 0.0
         self._stuck_seconds = stuck_seconds
         self._jobs: queue.Queue[tuple[Future[Any], Callable[[], Any]] | None] = queue.Queue(capacity)
         self._thread = threading.Thread(target=self._work, name="gradalign-compute", daemon=True)
@@ -136,16 +141,20 @@ class Engine:
     def _do(self, future: Future[Any], job: Callable[[], Any]) -> None:
         if not future.set_running_or_notify_cancel():
             return
-        self._busy_since = time.monotonic()
+        self._busy_since = began = time.monotonic()
         # Idle before the caller hears of it: who asks next must not find the job that it has the result of.
         try:
             result = job()
         except BaseException as error:
-            self._busy_since = None
+            self._rest(began)
             future.set_exception(error)
         else:
-            self._busy_since = None
+            self._rest(began)
             future.set_result(result)
         finally:
             # The error's traceback holds this frame, and the future holds the error.
             del future, job
+
+    def _rest(self, began: float) -> None:
+        self._busy_since = None
+        self.busy_seconds += time.monotonic() - began

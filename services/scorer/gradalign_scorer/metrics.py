@@ -1,4 +1,8 @@
-"""What `/metrics` shows, in Prometheus' base units, and the middleware that counts requests."""
+"""What a scorer counts and times for `/metrics`, in Prometheus' base units, and the middleware that counts requests.
+
+docs/monitoring.md lists every metric. What the parts know anyway is read at the scrape (`vitals.py`), and what belongs to
+one run comes from the store (`runfigures.py`), so that a request pays for neither.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gradalign import RoundRecord
+from gradalign_scorer.bodies import Body
 from gradalign_scorer.requestlog import note_stage
 
 __all__ = ["Metrics", "RequestCounter"]
@@ -17,54 +23,86 @@ _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 
 class Metrics:
-    """The scorer's metrics, in a registry of their own."""
+    """The scorer's counters and histograms, in a registry of their own.
+
+    Attributes:
+        requests: answers by route, method and status.
+        refused: errors by type.
+        received: bytes of bodies.
+        rounds: committed requests by kind.
+        scored: problems ranked.
+        zero_signal: those of them whose sketch is zero.
+        selected: problems marked as selected.
+        rows_rejected: rows left out.
+        repeated: requests answered by an earlier reply.
+        request_seconds: by route.
+        stage_seconds: parts of a /score.
+        refresh_seconds: of a whole /refresh_validation.
+        select_seconds: of a whole /select.
+    """
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing here asks for
         self.registry = CollectorRegistry()
         self.requests = self._counter("requests", "Requests answered.", ["route", "method", "status"])
         self.refused = self._counter("rejected", "Requests refused, by error type.", ["reason"])
-        self.received = self._counter("received_bytes", "Bytes of bodies read.", [])
-        self.problems = self._counter("scored_problems", "Problems ranked.", [])
-        self.rows_rejected = self._counter("rejected_rows", "Rows left out for NaN or Inf.", [])
-        self.repeated = self._counter("repeated_requests", "Requests answered from their stored reply.", [])
-        self.request_seconds = Histogram(
-            "gradalign_request_duration_seconds",
-            "From the first byte of a request to the last of its answer.",
-            ["route"],
-            buckets=_BUCKETS,
-            registry=self.registry,
+        self.received = self._counter("received_bytes", "Bytes of request bodies.")
+        self.rounds = self._counter("rounds", "Requests committed to the store, by kind.", ["kind"])
+        self.scored = self._counter("scored_problems", "Problems ranked by /score.")
+        self.zero_signal = self._counter("zero_signal_problems", "Problems ranked whose sketch is zero.")
+        self.selected = self._counter("selected_problems", "Problems selected, by /score or /select.")
+        self.rows_rejected = self._counter("rejected_rows", "Rows left out for NaN or Inf.")
+        self.repeated = self._counter("repeated_requests", "Requests answered from their stored reply.")
+        self.request_seconds = self._histogram(
+            "request", "From the first byte of a request to the last of its answer.", ["route"]
         )
-        self.stage_seconds = Histogram(
-            "gradalign_score_duration_seconds",
-            "Parts of a /score: read, decode, load, compute (waiting included), commit.",
-            ["stage"],
-            buckets=_BUCKETS,
-            registry=self.registry,
+        self.stage_seconds = self._histogram(
+            "score", "Parts of a /score (receive, decode, load, compute, commit), and its total.", ["stage"]
         )
-        self.queue_depth = self._gauge("queue_depth", "Jobs that wait for the compute thread.")
-        self.admitted = self._gauge("admitted_requests", "Requests whose bodies are held.")
-        self.admitted_bytes = self._gauge("admitted_bytes", "Bytes of bodies held.")
+        self.refresh_seconds = self._histogram("refresh", "A whole /refresh_validation.")
+        self.select_seconds = self._histogram("select", "A whole /select.")
 
-    def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
-        return Counter(f"gradalign_{name}", text, labels, registry=self.registry)
+    def _counter(self, name: str, text: str, labels: list[str] | None = None) -> Counter:
+        return Counter(f"gradalign_{name}", text, labels or [], registry=self.registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"gradalign_{name}", text, registry=self.registry)
+    def _histogram(self, name: str, text: str, labels: list[str] | None = None) -> Histogram:
+        full = f"gradalign_{name}_duration_seconds"
+        return Histogram(full, text, labels or [], buckets=_BUCKETS, registry=self.registry)
+
+    def count_round(self, record: RoundRecord) -> None:
+        """Count a committed request."""
+        self.rounds.labels(record.kind).inc()
+        self.selected.inc(record.selected)
+        self.rows_rejected.inc(record.summary.get("rejected", 0))
+        if record.kind == "score":
+            self.scored.inc(record.problems)
+            self.zero_signal.inc(record.summary["no_signal"])
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a part of a /score, for the histogram and for the request's line in the log."""
-        started = time.perf_counter()
+    def stage(self, name: str, body: Body | None = None) -> Iterator[None]:
+        """Time a part of a /score, for the histogram and for the request's line in the log.
+
+        Args:
+            name: of the part.
+            body: whose waiting is not the part's own; it counts as `receive`.
+        """
+        started = time.perf_counter() - (body.waited if body else 0.0)
         try:
             yield
         finally:
-            seconds = time.perf_counter() - started
-            self.stage_seconds.labels(name).observe(seconds)
-            note_stage(name, seconds)
+            self._observe(name, time.perf_counter() - (body.waited if body else 0.0) - started)
 
-    def exposition(self) -> bytes:
-        """The text that Prometheus scrapes."""
-        return generate_latest(self.registry)
+    @contextmanager
+    def receiving(self, body: Body) -> Iterator[None]:
+        """Time what is waited for a body inside."""
+        try:
+            yield
+        finally:
+            self._observe("receive", body.waited)
+
+    def _observe(self, stage: str, seconds: float) -> None:
+        self.stage_seconds.labels(stage).observe(seconds)
+        note_stage(stage, seconds)
 
 
 class RequestCounter:

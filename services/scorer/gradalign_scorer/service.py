@@ -23,9 +23,11 @@ from gradalign_scorer.bodies import Body
 from gradalign_scorer.engine import Engine
 from gradalign_scorer.metrics import Metrics
 from gradalign_scorer.outcomes import refresh_commit, score_commit, selection_commit
+from gradalign_scorer.runfigures import RunFigures
 from gradalign_scorer.scoring import Evidence, score
 from gradalign_scorer.selection import PickRule, StoredScores, pick
 from gradalign_scorer.store import (
+    Commit,
     RunRecord,
     RunStore,
     ValidationRecord,
@@ -50,13 +52,17 @@ class Service:
         engine: that computes.
         validations: cache of validation gradients.
         metrics: to count in.
+        figures: to count in, by run.
     """
 
-    def __init__(self, store: RunStore, engine: Engine, validations: ValidationCache, metrics: Metrics) -> None:
+    def __init__(
+        self, store: RunStore, engine: Engine, validations: ValidationCache, metrics: Metrics, figures: RunFigures
+    ) -> None:
         self.store = store
         self.engine = engine
         self._validations = validations
         self._metrics = metrics
+        self._figures = figures
 
     async def score(self, request: ScoreRequest, body: Body) -> bytes:
         """Rank problems and remember their scores.
@@ -83,7 +89,7 @@ class Service:
                 _check_dots(request, validation)
                 evidence = await self._evidence(request, run)
             strategy = request.strategy or (run.strategy if run else "cosine")
-            with self._metrics.stage("compute"):
+            with self._metrics.stage("compute", body):
                 vector = None if validation is None else torch.tensor(validation.vector)
                 parts = await arriving_products(
                     request.sketches, vector, body, self.engine, digested=request.request_id is not None
@@ -91,9 +97,9 @@ class Service:
                 job = partial(score, request, strategy, vector, evidence, self.engine.device, parts=parts)
                 scored, digest = await asyncio.gather(self.engine.run(job), _digest(request, body))
             with self._metrics.stage("commit"):
-                reply = await self.store.commit_scores(score_commit(request, digest, strategy, validation, scored))
-            self._metrics.problems.inc(len(scored.ids))
-            self._metrics.rows_rejected.inc(len(scored.rejected))
+                commit = score_commit(request, digest, strategy, validation, scored)
+                reply = await self.store.commit_scores(commit)
+            self._count(commit)
             return reply
 
     async def refresh(self, request: RefreshRequest, body: Body) -> bytes:
@@ -111,10 +117,13 @@ class Service:
                 if gradient is None:
                     gradient = await self._aggregate(request)
                 version = (run.validation_counter if run else 0) + 1
+                commit = refresh_commit(request, digest, version, gradient)
                 try:
-                    return await self.store.commit_refresh(refresh_commit(request, digest, version, gradient))
+                    reply = await self.store.commit_refresh(commit)
                 except VersionTakenError:
                     continue
+                self._count(commit)
+                return reply
             raise Unavailable(
                 f"other writers refreshed the validation gradient of run {request.run_id!r} {_REFRESH_TRIES} times "
                 "meanwhile; retry, and let one process of a run refresh it.",
@@ -148,7 +157,14 @@ class Service:
             )
             picks = await self.engine.run(partial(pick, scores, rule))
             digest = await _digest(request, body)
-            return await self.store.commit_selection(selection_commit(request, digest, run, scores, picks))
+            commit = selection_commit(request, digest, run, scores, picks)
+            reply = await self.store.commit_selection(commit)
+            self._count(commit)
+            return reply
+
+    def _count(self, commit: Commit) -> None:
+        self._metrics.count_round(commit.record)
+        self._figures.count_round(commit.run_id, commit.record)
 
     async def _stored_reply(
         self, request: ScoreRequest | RefreshRequest | SelectRequest, run: RunRecord | None, body: Body

@@ -58,6 +58,7 @@ class Settings(BaseSettings):
         threads: that a computation on the CPU uses. More than one pays on idle cores only: beside a busy trainer they wait
             for one another.
         max_streams: pages that may watch a run at once (`GET /runs/{run}/events`); more get a 429.
+        metrics_runs: runs that /metrics shows one by one, those that changed last; 0 shows none.
         queue_size: jobs that may wait for the compute thread; more get a 429.
         body_seconds: longest wait for a request's head, for more of its body, and for its client to take more of the reply.
         stuck_seconds: a computation that takes longer counts as stuck, and /livez says so.
@@ -88,6 +89,7 @@ class Settings(BaseSettings):
     max_requests: int = Field(default=64, ge=1)
     threads: int = Field(default=1, ge=1, le=1024)
     max_streams: int = Field(default=64, ge=1)
+    metrics_runs: int = Field(default=50, ge=0, le=1000)
     queue_size: int = Field(default=64, ge=1)
     body_seconds: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     stuck_seconds: float = Field(default=60.0, gt=0, allow_inf_nan=False)

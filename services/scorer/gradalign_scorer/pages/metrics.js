@@ -46,7 +46,7 @@ export class Metrics {
   }
 
   rows() {
-    const stages = ["read", "decode", "load", "compute", "commit"].map(stage =>
+    const stages = ["receive", "decode", "load", "compute", "commit"].map(stage =>
       [`/score, ${stage}`, "gradalign_score_duration_seconds", `stage="${stage}"`]);
     const whole = ["gradalign_request_duration_seconds", 'route="/score"'];
     return [["/score, whole", ...whole], ["/v1/score, whole", whole[0], 'route="/v1/score"'], ...stages]

@@ -10,9 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gradalign import Unavailable, __version__
+from gradalign_scorer.access import access_of
 from gradalign_scorer.context import Context, context_of
 from gradalign_scorer.negotiation import response
 from gradalign_scorer.schemas import operation
+from gradalign_scorer.vitals import exposition
 
 __all__ = ["router"]
 
@@ -74,8 +76,5 @@ async def _store_state(context: Context) -> str:
 @router.get("/metrics", openapi_extra=operation({"type": "string"}, media_type="text/plain"), response_model=None)
 async def metrics(request: Request) -> Response:
     """Metrics for Prometheus."""
-    context = context_of(request)
-    context.metrics.queue_depth.set(context.engine.depth)
-    context.metrics.admitted.set(context.admission.requests)
-    context.metrics.admitted_bytes.set(context.admission.bytes)
-    return Response(context.metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    text = await exposition(context_of(request), access_of(request))
+    return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})

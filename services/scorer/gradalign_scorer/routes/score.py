@@ -22,10 +22,11 @@ async def score(request: Request) -> Response:
     """Rank candidate problems, best first, and remember their scores."""
     context = context_of(request)
     metrics = context.metrics
-    with metrics.stage("all"):
+    with metrics.stage("total"):
         async with context.bodies.read(request) as body:
             metrics.received.inc(len(body.data))
-            with metrics.stage("decode"):
-                message = await parse_sketches(ScoreRequest, body)
-            admit_run(request, message)
-            return packed_response(request.scope, await context.service.score(message, body))
+            with metrics.receiving(body):
+                with metrics.stage("decode", body):
+                    message = await parse_sketches(ScoreRequest, body)
+                admit_run(request, message)
+                return packed_response(request.scope, await context.service.score(message, body))

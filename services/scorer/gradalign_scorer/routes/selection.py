@@ -21,8 +21,9 @@ router = APIRouter(tags=["curriculum"])
 async def select(request: Request) -> Response:
     """Pick problems from the priorities of all rounds."""
     context = context_of(request)
-    async with context.bodies.read(request, parsed=True) as body:
-        context.metrics.received.inc(len(body.data))
-        message = await parse_select(body)
-        admit_run(request, message)
-        return packed_response(request.scope, await context.service.select(message, body))
+    with context.metrics.select_seconds.time():
+        async with context.bodies.read(request, parsed=True) as body:
+            context.metrics.received.inc(len(body.data))
+            message = await parse_select(body)
+            admit_run(request, message)
+            return packed_response(request.scope, await context.service.select(message, body))

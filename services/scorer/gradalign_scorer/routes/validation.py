@@ -21,8 +21,9 @@ router = APIRouter(tags=["curriculum"])
 async def refresh_validation(request: Request) -> Response:
     """Replace the run's validation gradient by that of the problems sent."""
     context = context_of(request)
-    async with context.bodies.read(request) as body:
-        context.metrics.received.inc(len(body.data))
-        message = await parse_sketches(RefreshRequest, body)
-        admit_run(request, message)
-        return packed_response(request.scope, await context.service.refresh(message, body))
+    with context.metrics.refresh_seconds.time():
+        async with context.bodies.read(request) as body:
+            context.metrics.received.inc(len(body.data))
+            message = await parse_sketches(RefreshRequest, body)
+            admit_run(request, message)
+            return packed_response(request.scope, await context.service.refresh(message, body))

@@ -1,6 +1,6 @@
 """The curriculum's state in Redis: one fenced, idempotent script per kind of write."""
 
-from gradalign_scorer.store.commits import RefreshCommit, ScoreCommit, SelectionCommit
+from gradalign_scorer.store.commits import Commit, RefreshCommit, ScoreCommit, SelectionCommit
 from gradalign_scorer.store.embedded import EmbeddedServer, EmbeddedServerError
 from gradalign_scorer.store.problems import ProblemColumns
 from gradalign_scorer.store.records import RunRecord
@@ -9,6 +9,7 @@ from gradalign_scorer.store.runs import RunStore, VersionTakenError
 from gradalign_scorer.store.validations import ValidationRecord
 
 __all__ = [
+    "Commit",
     "EmbeddedServer",
     "EmbeddedServerError",
     "ProblemColumns",

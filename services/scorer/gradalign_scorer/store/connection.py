@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
@@ -19,7 +20,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gradalign import Unavailable
 
-__all__ = ["REPLY_SECONDS", "Connection"]
+__all__ = ["REPLY_SECONDS", "Connection", "Tally"]
 
 CONNECT_SECONDS = 2.0
 REPLY_SECONDS = 10.0
@@ -47,12 +48,49 @@ def _sources() -> Mapping[str, str]:
     }
 
 
+@dataclass
+class Tally:
+    """What went wrong with a connection.
+
+    Attributes:
+        retries: tries that were made again.
+        failures: calls that failed for good.
+    """
+
+    retries: int = 0
+    failures: int = 0
+
+
+class _CountedRetry(Retry):
+    """Tells of every try after the first."""
+
+    def __init__(self, tell: Callable[[], None], *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._tell = tell
+
+    async def call_with_retry(self, do: Callable[[], Awaitable[Any]], *arguments: Any, **settings: Any) -> Any:
+        """As the library's."""
+        tries = 0
+
+        async def told() -> Any:
+            nonlocal tries
+            tries += 1
+            if tries > 1:
+                self._tell()
+            return await do()
+
+        return await super().call_with_retry(told, *arguments, **settings)
+
+
 class Connection:
     """A pooled connection to a Redis-protocol server of version 7 or later.
 
     Reads and idempotent scripts are tried again when a connection breaks; others never are, because a lost reply does
     not say whether the script ran. (The library's default tries everything ten times again.) A deadline bounds all
     tries together, so a server that hangs costs about one `reply_seconds`.
+
+    Attributes:
+        tally: of what went wrong.
 
     Args:
         url: `redis://`, `rediss://` or `unix://`.
@@ -61,7 +99,13 @@ class Connection:
 
     def __init__(self, url: str, *, reply_seconds: float = REPLY_SECONDS) -> None:
         self._seconds = reply_seconds + CONNECT_SECONDS
-        patient = Retry(ExponentialBackoff(cap=0.5, base=0.05), _RETRIES, supported_errors=(RedisConnectionError,))
+        self.tally = tally = Tally()
+
+        def retried() -> None:  # a plain function, since the library copies its retry deeply for each connection
+            tally.retries += 1
+
+        backoff = ExponentialBackoff(cap=0.5, base=0.05)
+        patient = _CountedRetry(retried, backoff, _RETRIES, supported_errors=(RedisConnectionError,))
         self.client = _client(url, patient, reply_seconds)
         self._once = _client(url, Retry(NoBackoff(), 0), reply_seconds)
         self._scripts = {name: self.client.register_script(source) for name, source in _sources().items()}
@@ -87,9 +131,13 @@ class Connection:
         Args:
             most: a nearer deadline, in seconds.
         """
-        with _store_errors():
-            async with asyncio.timeout(min(self._seconds, most)):
-                yield
+        try:
+            with _store_errors():
+                async with asyncio.timeout(min(self._seconds, most)):
+                    yield
+        except Unavailable:
+            self.tally.failures += 1
+            raise
 
     async def close(self) -> None:
         """Close both pools."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import json
 import time
 import uuid
@@ -12,7 +13,7 @@ from typing import Self
 from gradalign import NotFound, ProblemPage, ProblemState, RankingOutline, RoundRecord, RunState
 from gradalign.checks import shown
 from gradalign_scorer.store.commits import Commit, RefreshCommit, ScoreCommit, SelectionCommit
-from gradalign_scorer.store.connection import REPLY_SECONDS, Connection
+from gradalign_scorer.store.connection import REPLY_SECONDS, Connection, Tally
 from gradalign_scorer.store.cursors import decode_cursor, encode_cursor
 from gradalign_scorer.store.keys import RUNS, RunKeys
 from gradalign_scorer.store.outline import outline
@@ -29,6 +30,7 @@ KEEP_ROUNDS = 10_000
 KEEP_VALIDATIONS = 8
 REPLY_TTL = 24 * 3600
 _PART = 10_000
+_NAMES = 200
 _PING_SECONDS = 2.0
 
 
@@ -62,6 +64,11 @@ class RunStore:
             reply_ttl: seconds for which the reply to a request id is kept.
         """
         return cls(Connection(url, reply_seconds=reply_seconds), reply_ttl=reply_ttl)
+
+    @property
+    def tally(self) -> Tally:
+        """What went wrong with the server so far."""
+        return self._connection.tally
 
     async def close(self) -> None:
         """Close the connections."""
@@ -196,17 +203,31 @@ class RunStore:
         """All runs, the one changed last first."""
         async with self._connection.guarded():
             names = sorted(name.decode() for name in await self._redis.smembers(RUNS))
-        states = await self._states(names)
+        states = await self.run_states(names)
         return sorted((s for s in states if s), key=lambda state: -state.updated_at)
 
     async def run_state(self, run_id: str) -> RunState:
         """One run; NotFound for one never seen."""
-        (state,) = await self._states([run_id])
+        (state,) = await self.run_states([run_id])
         if state is None:
             raise run_not_found(run_id)
         return state
 
-    async def _states(self, run_ids: Sequence[str]) -> list[RunState | None]:
+    async def changed_since(self, oldest: float, most: int) -> list[str]:
+        """Names of the `most` runs that changed last, none of them before `oldest` (Unix time); the last one first."""
+        async with self._connection.guarded():
+            names = sorted(name.decode() for name in await self._redis.smembers(RUNS))
+        times: list[float] = []
+        for start in range(0, len(names), _NAMES):
+            async with self._connection.guarded(), self._redis.pipeline(transaction=False) as pipe:
+                for run_id in names[start : start + _NAMES]:
+                    pipe.hget(RunKeys(run_id).meta, "updated_at")
+                times += [float(text or 0) for text in await pipe.execute()]
+        recent = [(at, name) for at, name in zip(times, names, strict=True) if at >= oldest]
+        return [name for _, name in heapq.nlargest(most, recent)]
+
+    async def run_states(self, run_ids: Sequence[str]) -> list[RunState | None]:
+        """Each of the runs; None for one never seen."""
         async with self._connection.guarded(), self._redis.pipeline(transaction=False) as pipe:
             for run_id in run_ids:
                 pipe.hgetall(RunKeys(run_id).meta)
