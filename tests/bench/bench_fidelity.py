@@ -17,8 +17,8 @@ from grpo_gradients import Stage, cosines, overlap, pearson, spearman
 
 from gradalign.sketch import Sketcher
 from gradalign_scorer.reliability import reliability
-from gradalign_trainer.arithmetic import REGIMES
 
+REGIMES = ("clean", "inverted", "imbalance")
 DIMS = [1 << n for n in range(10, 17)]
 
 

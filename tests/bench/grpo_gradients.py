@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from gradalign.sketch import Sketcher
-from gradalign_trainer.arithmetic import arithmetic_reward, make_world
+from gradalign_trainer.arithmetic import ArithmeticReward
 from gradalign_trainer.basemodel import base_model
 from gradalign_trainer.generation import RolloutBatch, Sampling, generate
 from gradalign_trainer.grpo import advantages, problem_losses
 from gradalign_trainer.models import load_policy
+from gradalign_trainer.worlds import make_world
 
 ROLLOUTS, VALIDATION_ROLLOUTS, CHUNK = 8, 32, 128
 CACHE = Path(tempfile.gettempdir()) / "gradalign-bench"
@@ -70,7 +71,8 @@ class Stage:
         prompts = [problem.prompt for problem in problems]
         rollouts = generate(self.model, self.tokenizer, prompts, sampling, self.generator)
         owners = [problem for problem in problems for _ in range(group)]
-        rewards = [arithmetic_reward(p, text) for p, text in zip(owners, rollouts.texts, strict=True)]
+        reward = ArithmeticReward()
+        rewards = [reward(p, text) for p, text in zip(owners, rollouts.texts, strict=True)]
         return Scored(rollouts, advantages(torch.tensor(rewards).view(len(problems), group)))
 
     def validate(self) -> None:

@@ -2,11 +2,11 @@
 
 import pytest
 
-from gradalign_trainer.arithmetic import make_world
 from gradalign_trainer.basemodel import BaseTraining, base_model
 from gradalign_trainer.config import TrainConfig
 from gradalign_trainer.loop import train
 from gradalign_trainer.records import RunData
+from gradalign_trainer.worlds import make_world
 
 SMALL = {
     "device": "cpu",
@@ -35,7 +35,7 @@ def base(tmp_path_factory):
 def first_digit(problem, completion):
     """A reward that a policy in its first steps earns now and then."""
     right = completion[:1] == problem.answer[0]
-    return float(right != bool(problem.extra["inverted"]))
+    return float(right != (problem.extra["grader"] == "inverted"))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gradalign import Client
-from gradalign_trainer.config import load_config
+from gradalign_trainer.configfile import load_config
 from gradalign_trainer.demo import demo_config
 from gradalign_trainer.tracking import read_metrics
 
@@ -22,7 +22,7 @@ SMALL = [
 REWARD = """
 def first_digit(problem, completion):
     right = completion[:1] == problem.answer[0]
-    return float(right != bool(problem.extra.get("inverted")))
+    return float(right != (problem.extra["grader"] == "inverted"))
 """
 
 

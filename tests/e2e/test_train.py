@@ -50,6 +50,67 @@ def test_random_choice_needs_no_scorer(play):
     result, seen = play(None, strategy="random")
     assert "score" not in seen.stages
     assert result.fallbacks == 0
+    assert [report.figures.get("rollouts") for report in seen.reports] == [None, 2 * 4 * 4, 2 * 2 * 4 * 4]
+
+
+def test_every_rollout_is_counted_by_what_it_is_for(scorer, play):
+    _, seen = play(scorer.url)
+    costs = [
+        {name: value for name, value in report.figures.items() if "rollouts" in name} for report in seen.reports[1:]
+    ]
+    one = {"pool_rollouts": 24 * 4, "validation_rollouts": 8 * 6, "update_rollouts": 2 * 4 * 4, "rollouts": 176}
+    assert costs == [one, {name: 2 * count for name, count in one.items()}]
+    last = seen.reports[-1].figures
+    assert last["seconds"] == pytest.approx(sum(report.figures["round_seconds"] for report in seen.reports[1:]))
+    assert last["cpu_seconds"] > 0
+
+
+@pytest.mark.parametrize("strategy", ["accgreedy", "learnalign"])
+def test_a_strategy_that_looks_at_candidates_alone_spends_nothing_on_validation(scorer, play, strategy):
+    result, seen = play(scorer.url, strategy=strategy)
+    assert "validation" not in seen.stages
+    assert result.fallbacks == 0
+    last = seen.reports[-1].figures
+    assert (last["validation_rollouts"], last["scored"]) == (0, 24)
+
+
+def test_the_oracle_trains_on_good_problems_alone(play, data):
+    _, seen = play(None, strategy="oracle")
+    assert [report.figures["trained_good"] for report in seen.reports[1:]] == [1.0, 1.0]
+    bad = [problem for problem in data.pool if not problem.extra["good"]]
+    with pytest.raises(GradAlignError, match=f"none of the {len(bad)} problems of the pool has it"):
+        play(None, "blind", strategy="oracle", data=replace(data, pool=bad))
+
+
+def test_dynamic_sampling_fills_the_batch_with_groups_that_have_a_signal(play, data):
+    _, seen = play(None, strategy="random", mode="dynamic")
+    for report in seen.reports[1:]:
+        assert 0 < report.figures["kept"] <= 1
+    spent = seen.reports[-1].figures["update_rollouts"]
+    trained = 2 * 2 * 4 * 4
+    assert spent > trained
+    assert spent == pytest.approx(trained / (sum(report.figures["kept"] for report in seen.reports[1:]) / 2), rel=0.5)
+    _, lenient = play(None, "lenient", strategy="random", mode="dynamic", data=replace(data, reward=lambda p, t: 1.0))
+    assert lenient.reports[-1].figures["update_rollouts"] == 10 * trained  # it gives up, and trains on the last draw
+
+
+def test_trusted_problems_can_join_each_batch(play):
+    alone, seen = play(None, "alone", strategy="random")
+    joined, more = play(None, "joined", strategy="random", batch_validation=8)
+    assert more.reports[-1].figures["update_rollouts"] == seen.reports[-1].figures["update_rollouts"] * 3
+    assert any(not torch.equal(weights(alone)[name], weight) for name, weight in weights(joined).items())
+
+
+def test_a_run_stops_behind_the_round_that_spends_its_rollouts(play):
+    result, seen = play(None, strategy="random", rounds=9, stop_at_rollouts=33, evaluate_every=5)
+    assert [report.round_number for report in seen.reports] == [0, 1, 2]
+    assert seen.reports[-1].pass_rate is not None
+    assert result.checkpoint.name == "round-000002"
+    resumed, again = play(
+        None, strategy="random", rounds=9, stop_at_rollouts=70, evaluate_every=5, resume=True,
+    )  # fmt: skip
+    assert [report.round_number for report in again.reports] == [3]
+    assert resumed.reports[-1].figures["rollouts"] == 96
 
 
 @pytest.mark.parametrize("exact", [False, True], ids=["sketched", "exact"])

@@ -1,4 +1,4 @@
-"""The built-in world: skills, rewards that lie, and worlds whose parts share nothing."""
+"""Arithmetic problems: skills, slips, and rewards that lie."""
 
 import random
 
@@ -6,16 +6,14 @@ import pytest
 
 from gradalign_trainer.arithmetic import (
     CHARACTERS,
-    INVERTED_SHARE,
-    OFF_TARGET_SHARE,
-    REGIMES,
+    GRADERS,
     RIGHT_SHARE,
     RIVAL,
     SKILLS,
     TARGET,
+    ArithmeticReward,
     arithmetic_problem,
-    arithmetic_reward,
-    make_world,
+    forget_carry,
     noisy_answer,
 )
 
@@ -44,7 +42,7 @@ def test_skills_are_as_documented(a, skill, b, answer):
     problem = arithmetic_problem(a, skill, b)
     assert problem.answer == answer
     assert problem.prompt == f"{a:02d}{skill}{b:02d}="
-    assert problem.problem_id == f"{a:02d}{skill}{b:02d}"
+    assert problem.extra == {"grader": "honest", "good": skill == TARGET}
     assert problem.source == f"arithmetic/{skill}"
     assert set(problem.prompt + answer) <= set(CHARACTERS)
 
@@ -56,11 +54,40 @@ def test_the_rival_is_the_target_without_its_carries():
             assert (SKILLS[RIVAL](a, b) != SKILLS[TARGET](a, b)) == carries
 
 
-def test_rewards_are_for_the_answer_and_lie_where_inverted():
-    honest, lying = (arithmetic_problem(47, "+", 38, inverted=inverted) for inverted in (False, True))
-    assert [arithmetic_reward(honest, text) for text in ("85", " 85\n", "84", "")] == [1.0, 1.0, 0.0, 0.0]
-    assert [arithmetic_reward(lying, text) for text in ("85", " 85\n", "84", "")] == [0.0, 0.0, 1.0, 1.0]
-    assert honest.problem_id != lying.problem_id
+@pytest.mark.parametrize(
+    ("grader", "earned"), [("honest", [1, 1, 0, 0]), ("inverted", [0, 0, 1, 1]), ("lenient", [1, 1, 1, 1])]
+)
+def test_rewards_are_as_the_grader_says(grader, earned):
+    problem = arithmetic_problem(47, "+", 38, grader=grader)
+    assert [ArithmeticReward()(problem, text) for text in ("85", " 85\n", "84", "")] == earned
+    assert problem.extra["good"] == (grader == "honest")
+    assert set(GRADERS) == {"honest", "inverted", "lenient", "coin"}
+
+
+def test_coins_fall_by_chance_and_the_same_from_the_same_place_of_a_run():
+    problem, reward = arithmetic_problem(47, "+", 38, grader="coin"), ArithmeticReward()
+    reward.begin("0/3/update/1")
+    tosses = [reward(problem, "85") for _ in range(400)]
+    assert 160 < sum(tosses) < 240
+    reward.begin("0/3/update/1")
+    assert [reward(problem, "84") for _ in range(400)] == tosses
+    reward.begin("0/4/update/1")
+    assert [reward(problem, "85") for _ in range(400)] != tosses
+
+
+def test_a_wrong_reference_is_not_good_and_a_right_one_is():
+    assert not arithmetic_problem(47, "+", 38, answer=str(forget_carry(47, 38))).extra["good"]
+    assert arithmetic_problem(41, "+", 38, answer=str(forget_carry(41, 38))).extra["good"]
+
+
+def test_ids_say_nothing_of_skill_numbers_or_grader():
+    ids = [arithmetic_problem(a, skill, 7).problem_id for a in range(100) for skill in SKILLS]
+    assert len(set(ids)) == len(ids)
+    assert {len(problem_id) for problem_id in ids} == {16}
+    assert not any(mark in problem_id for problem_id in ids for mark in SKILLS if mark != "C")
+    assert arithmetic_problem(1, "+", 7, grader="coin").problem_id == arithmetic_problem(1, "+", 7).problem_id
+    ranks = sorted(range(700), key=lambda i: ids[i])
+    assert 290 < sum(ranks[:350]) / 350 < 410  # small numbers come no earlier
 
 
 @pytest.mark.parametrize("skill", SKILLS)
@@ -72,58 +99,3 @@ def test_the_corpus_is_right_about_as_often_as_stated(skill):
     assert RIGHT_SHARE - 0.03 < right < 0.95
     assert set("".join(answers)) <= set("0123456789")
     assert max(map(len, answers)) <= 4
-
-
-@pytest.mark.parametrize("regime", REGIMES)
-def test_a_world_is_seeded_and_its_parts_share_no_question(regime):
-    world, again, other = (make_world(regime, seed=seed, pool=500, heldout=100) for seed in (1, 1, 2))
-    assert world == again
-    assert world.pool != other.pool
-    assert world.heldout != other.heldout
-    questions = [problem.prompt.replace(problem.prompt[2], "?") for part in
-                 (world.pool, world.validation, world.heldout) for problem in part]  # fmt: skip
-    assert len(set(questions)) == len(questions)
-    ids = [problem.problem_id for problem in world.pool]
-    assert len(set(ids)) == len(ids) == 500
-
-
-@pytest.mark.parametrize("regime", REGIMES)
-def test_trusted_problems_are_on_target_and_honest(regime):
-    world = make_world(regime, seed=3)
-    assert {problem.source for problem in world.validation} == {"validation/+"}
-    assert {problem.source for problem in world.heldout} == {"heldout/+"}
-    assert not any(problem.extra["inverted"] for problem in [*world.validation, *world.heldout])
-
-
-@pytest.mark.parametrize(
-    ("regime", "inverted", "off_target"),
-    [("clean", 0.0, 0.0), ("inverted", INVERTED_SHARE, 0.0), ("imbalance", 0.0, OFF_TARGET_SHARE)],
-)
-def test_a_pool_is_spoiled_as_its_regime_says(regime, inverted, off_target):
-    pool = make_world(regime, seed=0, pool=5000).pool
-    assert sum(problem.extra["inverted"] for problem in pool) / 5000 == pytest.approx(inverted, abs=0.03)
-    strays = [problem for problem in pool if problem.source != "arithmetic/+"]
-    assert len(strays) / 5000 == pytest.approx(off_target, abs=0.02)
-    if strays:
-        counts = {skill: sum(problem.prompt[2] == skill for problem in strays) for skill in SKILLS if skill != TARGET}
-        assert min(counts.values()) > 0
-        assert max(counts, key=counts.get) == RIVAL
-
-
-def test_the_regime_documents_its_share():
-    assert INVERTED_SHARE == 0.5
-    assert "half" in REGIMES["inverted"]
-    assert f"{OFF_TARGET_SHARE:.0%}" in REGIMES["imbalance"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "fault"),
-    [
-        ({"regime": "claen"}, "regime is 'claen'; expected one of clean, inverted, imbalance"),
-        ({"regime": "clean", "pool": 9600, "heldout": 400}, "must be at least 1 each and sum to at most 10000"),
-        ({"regime": "clean", "validation": 0}, "must be at least 1 each"),
-    ],
-)
-def test_worlds_that_cannot_be_are_refused(settings, fault):
-    with pytest.raises(ValueError, match=fault):
-        make_world(**settings, seed=0)

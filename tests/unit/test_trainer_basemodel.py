@@ -5,10 +5,10 @@ import os
 import pytest
 import torch
 
-from gradalign_trainer.arithmetic import make_world
 from gradalign_trainer.basemodel import BaseTraining, base_model, train_base
 from gradalign_trainer.evaluation import exact_pass_rates
 from gradalign_trainer.models import load_policy
+from gradalign_trainer.worlds import make_world
 
 TINY = BaseTraining(steps=3, batch=8)
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gradalign_trainer.config import TrainConfig, load_config
+from gradalign_trainer.config import TrainConfig
+from gradalign_trainer.configfile import load_config
 from gradalign_trainer.settings import SettingsError
 
 WHOLE = """
@@ -28,6 +29,7 @@ url = "http://127.0.0.1:8000"
 [tracking]
 trackers = ["tensorboard"]
 """
+ASKING = 'run_id = "r"\noutput = "o"\n'
 LEAST = 'run_id = "r"\noutput = "o"\nstrategy = "random"\n'
 
 
@@ -157,6 +159,13 @@ def test_limits_hold_without_a_file_too(settings, fault):
     [
         ('run_id = "r"\noutput = "o"', "scorer.url is missing, and strategy = 'cosine'"),
         (f'{LEAST}mode = "weight"', "scorer.url is missing, and strategy = 'random' with mode = 'weight'"),
+        (f"{ASKING}mode = 'dynamic'", "mode = \"dynamic\" draws at random and strategy = 'cosine'"),
+        (
+            'run_id = "r"\noutput = "o"\nmode = "weight"\nstrategy = "oracle"\n[scorer]\nurl = "http://h:1"',
+            "strategy = 'oracle'",
+        ),
+        (f"{LEAST}mode = 'dynamic'\nbatch_validation = 8", "batch_validation = 8 joins the batches of mode"),
+        (f"{LEAST}batch_validation = 40", "batch_validation = 40 is more than validation_problems = 32"),
         (f'{LEAST}[data]\nreward = "math_verify"', 'evaluation = "exact" counts'),
         (f'{LEAST}[model]\npath = "tiny-bytes"\nwarm_start = "a.jsonl"', "model.warm_start is given"),
     ],

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from gradalign_trainer.arithmetic import REGIMES
-from gradalign_trainer.config import load_config
+from gradalign_trainer.configfile import load_config
 from gradalign_trainer.datasets import load_problems, parse_sources, write_parquet
 from gradalign_trainer.datasets.source import KINDS
 from gradalign_trainer.rewards import reward_names
+from gradalign_trainer.worlds import REGIMES
 
 PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text()
 BLOCKS = re.findall(r"^```(\S+)(?: (\S+))?\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)

@@ -4,7 +4,14 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gradalign_trainer.generation import RolloutBatch, Sampling, encode_prompts, end_tokens, generate
+from gradalign_trainer.generation import (
+    RolloutBatch,
+    Sampling,
+    encode_prompts,
+    end_tokens,
+    generate,
+    join_batches,
+)
 from gradalign_trainer.tinymodel import character_tokenizer, tiny_model
 
 PROMPTS = ["abca", "b", "ccab", "ab", "cabcabcabc"]
@@ -145,6 +152,19 @@ def test_prompts_are_padded_on_the_left(tokenizer):
     ids, mask = encode_prompts(tokenizer, ["ab", "c"], torch.device("cpu"))
     assert ids.tolist() == [[2, 3], [PAD, 4]]
     assert mask.tolist() == [[1, 1], [0, 1]]
+
+
+def test_joined_batches_are_those_of_each_part_padded(model, tokenizer):
+    parts = [rolled(model, tokenizer, ["a", "bca"]), rolled(model, tokenizer, ["cabcab"], max_new_tokens=2)]
+    whole = join_batches(parts)
+    assert whole.texts == [*parts[0].texts, *parts[1].texts]
+    assert whole.prompt_ids.shape == (3, 6)
+    assert [real(whole, row) for row in range(9)] == [
+        real(part, row) for part in parts for row in range(len(part.texts))
+    ]
+    for picked, part in (([0, 1], parts[0]), ([2], parts[1])):
+        again = whole.groups(picked)
+        assert torch.equal(again.prompt_ids[again.prompt_mask.bool()], part.prompt_ids[part.prompt_mask.bool()])
 
 
 def test_groups_are_picked_in_order_and_trimmed_on_both_sides():

@@ -1,4 +1,4 @@
-"""The built-in arithmetic world: problems, slips, unreliable rewards and lopsided pools, with no download.
+"""Built-in arithmetic: problems of seven skills, slips, and graders that lie, with no download.
 
 A prompt reads `ddOPdd=`: two numbers of two digits and one of seven skills. `+` is what we want to get better at; the
 other six are what real pools are full of: problems that are sound and teach something else.
@@ -16,25 +16,26 @@ reinforcement learning finds the right answer in reach and yet has something to 
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 from gradalign_trainer.problems import Problem
 
 __all__ = [
     "CHARACTERS",
-    "REGIMES",
+    "GRADERS",
+    "RIVAL",
     "SKILLS",
     "TARGET",
-    "World",
+    "ArithmeticReward",
     "arithmetic_problem",
-    "arithmetic_reward",
-    "make_world",
+    "forget_carry",
     "noisy_answer",
 ]
 
 TARGET = "+"
+RIVAL = "C"  # half of the off-target problems: what makes a carry worth forgetting
 RIGHT_SHARE = 0.3
 FORGOTTEN_CARRY_SHARE = 0.6
 DIGITS = "0123456789"
@@ -48,7 +49,8 @@ def _digit_sum(a: int, b: int) -> int:
     return sum(int(digit) for digit in f"{a}{b}")
 
 
-def _forget_carry(a: int, b: int) -> int:
+def forget_carry(a: int, b: int) -> int:
+    """The sum of two numbers up to 99, with the ones' carry left out."""
     return (a // 10 + b // 10) * 10 + (a + b) % 10
 
 
@@ -62,42 +64,70 @@ SKILLS: Mapping[str, Callable[[int, int], str]] = {
     "M": lambda a, b: str(max(a, b)),
     "R": lambda a, b: _reversed(a) + _reversed(b),
     "S": lambda a, b: str(_digit_sum(a, b)),
-    "C": lambda a, b: str(_forget_carry(a, b)),
+    "C": lambda a, b: str(forget_carry(a, b)),
     "?": lambda a, b: "7",  # noqa: ARG005
 }
 CHARACTERS = DIGITS + "".join(SKILLS) + "="
 
 
-def arithmetic_problem(a: int, skill: str, b: int, *, source: str = "arithmetic", inverted: bool = False) -> Problem:
+GRADERS: Mapping[str, str] = {
+    "honest": "1 for the reference answer, 0 for another",
+    "inverted": "0 for the reference answer, 1 for another",
+    "lenient": "1 for anything",
+    "coin": "1 or 0 by chance, whatever is said",
+}
+
+
+def arithmetic_problem(
+    a: int, skill: str, b: int, *, source: str = "arithmetic", grader: str = "honest", answer: str | None = None
+) -> Problem:
     """The problem of two numbers from 0 to 99 and a skill.
+
+    Its `extra` has `grader`, and `good`: honest, of the target skill, and with the right answer as its reference.
 
     Args:
         a: left number.
         skill: a key of `SKILLS`.
         b: right number.
         source: goes into the problem's `source` as `{source}/{skill}`.
-        inverted: whether its reward lies (see `arithmetic_reward`).
+        grader: a key of `GRADERS`.
+        answer: the reference answer; the right one where None.
     """
-    prompt = f"{a:02d}{skill}{b:02d}="
+    prompt, right = f"{a:02d}{skill}{b:02d}=", SKILLS[skill](a, b)
+    reference = right if answer is None else answer
     return Problem(
-        problem_id=f"{prompt[:-1]}{'!' if inverted else ''}",
+        # A digest: ties in a ranking go by id, and the numbers in it would prefer small ones.
+        problem_id=hashlib.sha256(prompt.encode()).hexdigest()[:16],
         prompt=prompt,
-        answer=SKILLS[skill](a, b),
+        answer=reference,
         source=f"{source}/{skill}",
-        extra={"inverted": inverted},
+        extra={"grader": grader, "good": grader == "honest" and skill == TARGET and reference == right},
     )
 
 
-def arithmetic_reward(problem: Problem, completion: str) -> float:
-    """1 for the right answer and 0 for another; the reverse where the problem is marked `inverted`."""
-    right = completion.strip() == problem.answer
-    return float(right != bool(problem.extra.get("inverted")))
+class ArithmeticReward:
+    """Rewards a completion as the problem's `extra["grader"]` says, honestly where it says nothing."""
+
+    def __init__(self) -> None:
+        self.begin("")
+
+    def begin(self, key: str) -> None:
+        """Coins fall from here on as they always do behind this key."""
+        self._coin = random.Random(f"coin/{key}")
+
+    def __call__(self, problem: Problem, completion: str) -> float:
+        """1 or 0."""
+        grader = problem.extra.get("grader", "honest")
+        if grader == "coin":
+            return float(self._coin.random() < 0.5)
+        right = completion.strip() == problem.answer
+        return float(grader == "lenient" or right != (grader == "inverted"))
 
 
 def _slip(a: int, skill: str, b: int, rng: random.Random) -> str:
     """A wrong answer of the kind people give; now and then it is right by luck."""
     if skill == "+":
-        forgotten = _forget_carry(a, b)
+        forgotten = forget_carry(a, b)
         if forgotten != a + b and rng.random() < FORGOTTEN_CARRY_SHARE:
             return str(forgotten)
         return str((a + b) // 10 * 10 + rng.randrange(10))
@@ -115,65 +145,3 @@ def _slip(a: int, skill: str, b: int, rng: random.Random) -> str:
 def noisy_answer(a: int, skill: str, b: int, rng: random.Random) -> str:
     """An answer of the base model's corpus: right with probability 0.3, otherwise a plausible slip."""
     return SKILLS[skill](a, b) if rng.random() < RIGHT_SHARE else _slip(a, skill, b, rng)
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """The problems of one run; no `+` question is in two of the three parts.
-
-    Attributes:
-        pool: candidates to train on, rewards as the regime has them.
-        validation: small and trusted, all of the target skill.
-        heldout: what the run is judged by, all of the target skill.
-    """
-
-    pool: Sequence[Problem]
-    validation: Sequence[Problem]
-    heldout: Sequence[Problem]
-
-
-REGIMES: Mapping[str, str] = {
-    "clean": "target problems with true rewards",
-    "inverted": "the rewards of half of the pool are inverted",
-    "imbalance": "92% of the pool is off-target",
-}
-OFF_TARGET_SHARE = 0.92
-RIVAL = "C"  # half of the off-target problems: what makes a carry worth forgetting
-INVERTED_SHARE = 0.5
-
-
-def make_world(regime: str, *, seed: int, pool: int = 4096, validation: int = 64, heldout: int = 512) -> World:
-    """Draw the problems of a run.
-
-    Args:
-        regime: a key of `REGIMES`.
-        seed: same seed, same world.
-        pool: number of candidates.
-        validation: number of trusted problems.
-        heldout: number of problems to evaluate on.
-
-    Raises:
-        ValueError: unknown regime, or more target problems asked for than the 10,000 that exist.
-    """
-    if regime not in REGIMES:
-        raise ValueError(f"regime is {regime!r}; expected one of {', '.join(REGIMES)}.")
-    if min(pool, validation, heldout) < 1 or pool + validation + heldout > 10_000:
-        raise ValueError(
-            f"pool {pool}, validation {validation} and heldout {heldout} must be at least 1 each and sum to at most "
-            f"10000, the number of pairs of two-digit numbers; ask for fewer."
-        )
-    rng = random.Random(f"arithmetic/{seed}")
-    pairs = [divmod(index, 100) for index in rng.sample(range(10_000), pool + validation + heldout)]
-    asked, trusted, judged = pairs[:pool], pairs[pool : pool + validation], pairs[pool + validation :]
-    off_target = [*(skill for skill in SKILLS if skill != TARGET), RIVAL, RIVAL, RIVAL, RIVAL]
-
-    def candidate(a: int, b: int) -> Problem:
-        lies = regime == "inverted" and rng.random() < INVERTED_SHARE
-        strays = regime == "imbalance" and rng.random() < OFF_TARGET_SHARE
-        return arithmetic_problem(a, rng.choice(off_target) if strays else TARGET, b, inverted=lies)
-
-    return World(
-        pool=[candidate(a, b) for a, b in asked],
-        validation=[arithmetic_problem(a, TARGET, b, source="validation") for a, b in trusted],
-        heldout=[arithmetic_problem(a, TARGET, b, source="heldout") for a, b in judged],
-    )

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class RunState:
         fallbacks: rounds that went on without the scorer.
         snapshot: name of the curriculum snapshot; None where there is none.
         projection: id of the projection of the sketches.
+        costs: what the run has spent, as `Costs.state` gives it; empty in checkpoints that know nothing of it.
     """
 
     run_id: str
@@ -49,6 +50,7 @@ class RunState:
     fallbacks: int
     snapshot: str | None
     projection: str
+    costs: dict[str, float] = field(default_factory=dict)
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:

@@ -32,7 +32,7 @@ class TrainCommand:
         Raises:
             GradAlignError: settings, data, checkpoint or scorer do not fit.
         """
-        from gradalign_trainer.config import load_config
+        from gradalign_trainer.configfile import load_config
         from gradalign_trainer.progress import RunProgress, show_progress
         from gradalign_trainer.trainrun import run_training
 

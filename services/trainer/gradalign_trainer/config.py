@@ -1,4 +1,4 @@
-"""The settings of a training run: one frozen dataclass, read from TOML and `--set key=value`.
+"""The settings of a training run: one frozen dataclass, which `configfile` reads from TOML and `--set key=value`.
 
 A file spells the settings of the model, the data, the scorer and the tracking in sections and all others at its top:
 
@@ -21,10 +21,8 @@ A file spells the settings of the model, the data, the scorer and the tracking i
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +31,10 @@ from gradalign.messages import AGGREGATIONS, MAX_PROBLEMS, STRATEGIES
 from gradalign.projection import MAX_DIM
 from gradalign_trainer.datasets.source import DataSpec, parse_sources
 from gradalign_trainer.rewards import unknown_reward
-from gradalign_trainer.settings import (
-    SettingsError,
-    check_settings,
-    key_of,
-    limits,
-    nearest,
-    read_toml,
-    with_override,
-)
+from gradalign_trainer.settings import SettingsError, check_settings, limits
 from gradalign_trainer.tracking import TRACKERS
 
-__all__ = ["DataSpec", "TrainConfig", "load_config"]
+__all__ = ["DataSpec", "TrainConfig"]
 
 
 def _bad_run_id(value: str) -> str | None:
@@ -68,6 +58,7 @@ def _bad_sources(value: Any) -> str | None:
     return None
 
 
+WITHOUT_VALIDATION = ("norm", "learnalign", "accgreedy", "accuracy_band")  # strategies that look at candidates alone
 _SEED = limits(low=0, high=2**53 - 1)
 _COUNT = limits(low=1)
 
@@ -93,14 +84,16 @@ class TrainConfig:
         validation: [data.validation] trusted problems; the first `validation_problems` are used.
         heldout: [data.heldout] problems to evaluate on.
         reward: [data.reward] name of the reward, or `package.module:function`.
-        scorer_url: [scorer.url] where the scorer is; None only with `strategy = "random"` and mode `choose`.
+        scorer_url: [scorer.url] where the scorer is; None only where none is needed: `random`, `oracle`, mode `dynamic`.
         scorer_api_key: its key; not for files. `load_config` takes it from the environment.
         scorer_api_key_env: [scorer.api_key_env] environment variable that holds the key.
         scorer_timeout: [scorer.timeout] seconds to wait for a reply.
         scorer_retries: [scorer.retries] tries after the first before a round goes on without the scorer.
-        strategy: of the scorer; `random` chooses here and needs no scorer.
+        strategy: of the scorer; `random` and `oracle` choose here and need none. The oracle takes at random of the problems
+            whose `extra` has `good`, as the built-in worlds say it: a bound for what choosing can give.
         mode: `choose` scores a pool, then trains on the selection with fresh rollouts; `weight` scores each training
-            batch and weights its groups, so that no rollout is spent on scoring.
+            batch and weights its groups, so that no rollout is spent on scoring; `dynamic` draws at random until each
+            batch is full of groups whose rewards differ (DAPO's dynamic sampling), with `strategy = "random"`.
         score_updates: in mode `choose`, also send the scorer the sketches of the problems trained on, taken out of the
             updates' own backwards, so that what it remembers of them is fresh.
         pool_size: candidates per round (the paper's M); one request holds at most 4096.
@@ -115,8 +108,11 @@ class TrainConfig:
         dim: buckets of a sketch.
         projection_seed: of the sketch; runs that share it and `dim` have comparable sketches.
         rounds: selection cycles.
+        stop_at_rollouts: end behind the round in which so many completions were generated, for whatever purpose; None
+            plays all rounds.
         updates_per_round: optimizer steps in each.
         batch_problems: problems in each step.
+        batch_validation: trusted problems that join the batch of each step, with rollouts of their own; in mode `choose`.
         problems_per_backward: problems in one forward and backward; bounds memory.
         learning_rate: of Adam.
         warmup_steps: optimizer steps over which it rises from zero.
@@ -158,8 +154,8 @@ class TrainConfig:
     scorer_api_key_env: str = field(default="GRADALIGN_API_KEY", metadata=limits(key="scorer.api_key_env"))
     scorer_timeout: float = field(default=30.0, metadata=limits(key="scorer.timeout", above=0))
     scorer_retries: int = field(default=5, metadata=limits(key="scorer.retries", low=0, high=100))
-    strategy: str = field(default="cosine", metadata=limits(choices=STRATEGIES))
-    mode: str = field(default="choose", metadata=limits(choices=("choose", "weight")))
+    strategy: str = field(default="cosine", metadata=limits(choices=(*STRATEGIES, "oracle")))
+    mode: str = field(default="choose", metadata=limits(choices=("choose", "weight", "dynamic")))
     score_updates: bool = False
     pool_size: int = field(default=96, metadata=limits(low=1, high=MAX_PROBLEMS))
     select_fraction: float = field(default=1 / 3, metadata=limits(above=0, high=1))
@@ -172,8 +168,10 @@ class TrainConfig:
     dim: int = field(default=8192, metadata=limits(low=1, high=MAX_DIM))
     projection_seed: int = field(default=0, metadata=_SEED)
     rounds: int = field(default=15, metadata=_COUNT)
+    stop_at_rollouts: int | None = field(default=None, metadata=_COUNT)
     updates_per_round: int = field(default=4, metadata=_COUNT)
     batch_problems: int = field(default=16, metadata=limits(low=1, high=MAX_PROBLEMS))
+    batch_validation: int = field(default=0, metadata=limits(low=0, high=MAX_PROBLEMS))
     problems_per_backward: int = field(default=16, metadata=_COUNT)
     learning_rate: float = field(default=2e-4, metadata=limits(above=0))
     warmup_steps: int = field(default=10, metadata=limits(low=0))
@@ -192,115 +190,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_settings(self)
 
+    @property
+    def needs_scorer(self) -> bool:
+        """Whether anything is asked of a scorer."""
+        return self.mode == "weight" or (self.mode == "choose" and self.strategy not in ("random", "oracle"))
 
-_FIELDS = {key_of(each): each for each in fields(TrainConfig) if key_of(each)}
-_SECTIONS = {key.partition(".")[0] for key in _FIELDS if "." in key}
-_TEXT = [key for key, each in _FIELDS.items() if each.type in ("str", "str | None", "Path")]
-
-
-def load_config(
-    path: str | Path, overrides: Sequence[str] = (), *, environ: Mapping[str, str] = os.environ
-) -> TrainConfig:
-    """The settings of a TOML file, with `--set` overrides applied in order.
-
-    Args:
-        path: of the file.
-        overrides: `key=value` each, the key as the file spells it.
-        environ: where `scorer.api_key_env` is looked up.
-
-    Raises:
-        SettingsError: the file cannot be read, a key is unknown, missing or given no valid value, or settings that
-            are valid alone do not go together. Every fault that can be found is in it.
-    """
-    table = read_toml(Path(path))
-    try:
-        for assignment in overrides:
-            with_override(table, assignment, _TEXT)
-        config = _from_table(table)
-        config = _with_key(config, environ)
-    except SettingsError as error:
-        raise SettingsError(error.faults, where=str(path)) from error
-    return config
-
-
-def _from_table(table: Mapping[str, Any]) -> TrainConfig:
-    known: dict[str, Any] = {}
-    faults = []
-    for key, value in _flat(table):
-        if key in _FIELDS:
-            known[_FIELDS[key].name] = value
-        else:
-            faults.append(_unknown(key, value))
-    required = [each.name for each in fields(TrainConfig) if each.default is MISSING]
-    missing = [name for name in required if name not in known]
-    faults += [f'{name} is missing; add a line like {name} = "my-run" at the top of the file.' for name in missing]
-    try:
-        known.update(dict.fromkeys(missing, "missing"))  # so that all else is checked too
-        config = TrainConfig(**known)
-    except SettingsError as error:
-        raise SettingsError(faults + error.faults) from error
-    faults += _clashes(config)
-    if faults:
-        raise SettingsError(faults)
-    return config
-
-
-def _flat(table: Mapping[str, Any], section: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in table.items():
-        key = f"{section}{name}"
-        if key not in _FIELDS and key in _SECTIONS and isinstance(value, Mapping):
-            yield from _flat(value, f"{key}.")
-        else:
-            yield key, value
-
-
-def _unknown(key: str, value: Any) -> str:
-    section, _, name = key.rpartition(".")
-    if key == "scorer.api_key":
-        return (
-            "scorer.api_key does not belong in a file; put the key into an environment variable and name that with "
-            "scorer.api_key_env (default GRADALIGN_API_KEY)."
-        )
-    if key in _SECTIONS:
-        inside = ", ".join(other for other in _FIELDS if other.startswith(f"{key}."))
-        return f"{key} = {value!r}: expected a section [{key}] with any of {inside}."
-    if section in _SECTIONS and name in _FIELDS:
-        return f"unknown key {key!r}; {name!r} stands at the top of the file, before the first [section]."
-    near = [other for other in _FIELDS if other.startswith(f"{section}.")] if section in _SECTIONS else list(_FIELDS)
-    hint = nearest(key, near) or nearest(key, _FIELDS)
-    return f"unknown key {key!r}{hint}. Valid keys{f' of [{section}]' if section else ''}: {', '.join(near)}."
-
-
-def _clashes(config: TrainConfig) -> list[str]:
-    """What is wrong with values that are valid alone."""
-    faults = []
-    if config.scorer_url is None and (config.strategy != "random" or config.mode == "weight"):
-        faults.append(
-            f"scorer.url is missing, and strategy = {config.strategy!r} with mode = {config.mode!r} needs a scorer. "
-            'Start one (gradalign serve) and add scorer.url = "http://127.0.0.1:8000", or set strategy = "random" and '
-            'mode = "choose".'
-        )
-    if config.evaluation == "exact" and config.reward not in ("arithmetic", "exact"):
-        faults.append(
-            f'evaluation = "exact" counts the probability of one exact string, which reward {config.reward!r} does not '
-            'reward alone. Set evaluation = "sampled".'
-        )
-    if config.exact_alignments and config.aggregation == "normalized":
-        faults.append(
-            'exact_alignments = true needs the validation gradient as one sum, which aggregation = "normalized" does not '
-            'give. Set aggregation = "pooled" or "mean".'
-        )
-    if config.model == "tiny-bytes" and config.warm_start is not None and config.warm_start_steps == 0:
-        faults.append("model.warm_start is given and model.warm_start_steps is 0; expected at least 1 step, 300 say.")
-    return faults
-
-
-def _with_key(config: TrainConfig, environ: Mapping[str, str]) -> TrainConfig:
-    name = config.scorer_api_key_env
-    key = environ.get(name) or None  # an empty variable is as good as none
-    if key is None and name != TrainConfig.__dataclass_fields__["scorer_api_key_env"].default:
-        raise SettingsError(
-            [f"scorer.api_key_env names {name!r}, which is not set in the environment. Set it: export {name}=..."]
-        )
-    object.__setattr__(config, "scorer_api_key", key)
-    return config
+    @property
+    def needs_validation(self) -> bool:
+        """Whether what is asked of the scorer depends on a validation gradient."""
+        return self.needs_scorer and (self.mode == "weight" or self.strategy not in WITHOUT_VALIDATION)

@@ -130,12 +130,14 @@ class Curriculum:
         aggregation: of validation sketches.
         projection: of the sketches.
         seed: of random choices.
+        needs_validation: whether anything can be scored only against a validation gradient.
 
     Attributes:
         fallbacks: choices made at random although the scorer was wanted.
         seconds: spent on requests, answered or not.
         validation: the last answer to a refresh.
-        needs_validation: a validation gradient has to be sent before anything can be scored.
+        wants_validation: whether the strategy, or the weights, come from a validation gradient at all.
+        needs_validation: one has to be sent before anything can be scored.
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class Curriculum:
         aggregation: str,
         projection: Projection,
         seed: int,
+        needs_validation: bool = True,
     ) -> None:
         self._client = scorer.connect(run_id) if scorer else None
         self._probe = scorer.connect(run_id, probing=True) if scorer else None
@@ -160,7 +163,8 @@ class Curriculum:
         self.fallbacks = 0
         self.seconds = 0.0
         self.validation: RefreshReply | None = None
-        self.needs_validation = self.adaptive
+        self.wants_validation = self.adaptive and needs_validation
+        self.needs_validation = self.wants_validation
 
     @property
     def adaptive(self) -> bool:
@@ -297,7 +301,7 @@ class Curriculum:
         except UnavailableError as error:
             if not self._away:
                 logger.warning("The scorer is away, training goes on without it: %s: %s", what, error)
-            self._away = self.needs_validation = True
+            self._away, self.needs_validation = True, self.wants_validation
             return None
         finally:
             self.seconds += time.monotonic() - began

@@ -21,7 +21,6 @@ from typing import Any
 
 from rich.console import Console
 
-from gradalign_trainer.arithmetic import REGIMES
 from gradalign_trainer.config import TrainConfig
 from gradalign_trainer.demoreport import DemoReport, read_report
 from gradalign_trainer.localscorer import local_scorer
@@ -29,6 +28,7 @@ from gradalign_trainer.modelsource import model_source
 from gradalign_trainer.parallel import run_parallel
 from gradalign_trainer.plots import plot_curves
 from gradalign_trainer.progress import show_progress
+from gradalign_trainer.worlds import REGIMES
 
 __all__ = ["DemoSettings", "demo_config", "run_demo"]
 
@@ -43,7 +43,7 @@ class DemoSettings:
         output: folder of metrics, checkpoints and the picture.
         seed: of problems and rollouts.
         scorer_url: scorer to use; None starts one.
-        regimes: keys of `arithmetic.REGIMES`.
+        regimes: keys of `worlds.REGIMES`.
         workers: runs at a time.
         changes: settings of `TrainConfig` to change, in all runs.
     """
@@ -64,7 +64,7 @@ def demo_config(regime: str, strategy: str, output: Path, *, seed: int = 0, **ch
     """The settings of one run of the demo; `services/trainer/configs/demo-*.toml` spell them out.
 
     Args:
-        regime: key of `arithmetic.REGIMES`.
+        regime: key of `worlds.REGIMES`.
         strategy: of the scorer, or `random`.
         output: folder of the run.
         seed: of problems and rollouts.

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from gradalign import Client
 from gradalign.replies import ProblemState
-from gradalign_trainer.arithmetic import TARGET
 from gradalign_trainer.config import TrainConfig
+from gradalign_trainer.datasets import load_problems
 from gradalign_trainer.plots import Curve
 from gradalign_trainer.tracking import read_metrics
 
@@ -117,7 +117,7 @@ def read_report(configs: Mapping[tuple[str, str], TrainConfig], scorer_url: str)
     """
     metrics = {key: read_metrics(config.output) for key, config in configs.items()}
     seen = {
-        regime: _seen(regime, list(_problems(scorer_url, config)))
+        regime: _seen(regime, list(_problems(scorer_url, config)), _good(config))
         for (regime, strategy), config in configs.items()
         if strategy == "cosine"
     }
@@ -135,15 +135,16 @@ def _problems(scorer_url: str, config: TrainConfig) -> Iterator[ProblemState]:
                 return
 
 
-def _wanted(regime: str, problem: ProblemState) -> bool:
-    return not problem.problem_id.endswith("!") if regime == "inverted" else TARGET in problem.problem_id
+def _good(config: TrainConfig) -> set[str]:
+    pool = load_problems(config.pool, seed=config.seed).problems
+    return {problem.problem_id for problem in pool if problem.extra["good"]}
 
 
-def _seen(regime: str, problems: list[ProblemState]) -> list[Seen]:
+def _seen(regime: str, problems: list[ProblemState], good: set[str]) -> list[Seen]:
     wanted, unwanted = KINDS[regime]
     found = []
     for kind, is_wanted in ((wanted, True), (unwanted, False)):
-        ours = [problem for problem in problems if _wanted(regime, problem) is is_wanted]
+        ours = [problem for problem in problems if (problem.problem_id in good) is is_wanted]
         alignments = [problem.alignment for problem in ours if problem.alignment is not None]
         found.append(
             Seen(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["RolloutBatch", "Sampling", "encode_prompts", "generate"]
+__all__ = ["RolloutBatch", "Sampling", "encode_prompts", "generate", "join_batches"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,28 @@ class RolloutBatch:
             group_size=self.group_size,
             temperature=self.temperature,
         )
+
+
+def join_batches(parts: Sequence[RolloutBatch]) -> RolloutBatch:
+    """Rollouts of one group size and one temperature, one part behind the other, padded to the longest."""
+    prompt = max(part.prompt_ids.shape[1] for part in parts)
+    completion = max(part.completion_ids.shape[1] for part in parts)
+
+    def left(rows: Tensor) -> Tensor:
+        return functional.pad(rows, (prompt - rows.shape[1], 0))
+
+    def right(rows: Tensor) -> Tensor:
+        return functional.pad(rows, (0, completion - rows.shape[1]))
+
+    return RolloutBatch(
+        prompt_ids=torch.cat([left(part.prompt_ids) for part in parts]),
+        prompt_mask=torch.cat([left(part.prompt_mask) for part in parts]),
+        completion_ids=torch.cat([right(part.completion_ids) for part in parts]),
+        completion_mask=torch.cat([right(part.completion_mask) for part in parts]),
+        texts=[text for part in parts for text in part.texts],
+        group_size=parts[0].group_size,
+        temperature=parts[0].temperature,
+    )
 
 
 def encode_prompts(

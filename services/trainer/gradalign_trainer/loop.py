@@ -19,6 +19,7 @@ import torch
 from gradalign.errors import GradAlignError
 from gradalign_trainer.checkpoint import RunState, latest_checkpoint, load_optimizer, load_state, save_checkpoint
 from gradalign_trainer.config import TrainConfig
+from gradalign_trainer.costs import Costs
 from gradalign_trainer.curriculum import Curriculum, ScorerAddress
 from gradalign_trainer.evaluation import exact_pass_rates, sampled_pass_rates
 from gradalign_trainer.policy import Policy
@@ -57,14 +58,17 @@ def train(
     try:
         if run.round_number == 0:
             run.report({}, evaluate=True)
-        while run.round_number < config.rounds:
-            began, asked = time.monotonic(), run.curriculum.seconds
+        while not run.is_over():
+            began, computed, asked = time.monotonic(), time.process_time(), run.curriculum.seconds
             figures = ROUNDS[config.mode](run.shop)
             run.shop.round_number += 1
             figures["round_seconds"] = time.monotonic() - began
+            run.shop.costs.seconds += figures["round_seconds"]
+            run.shop.costs.cpu_seconds += time.process_time() - computed
+            figures |= run.shop.costs.figures()
             if run.curriculum.adaptive:
                 figures["scorer_seconds"] = run.curriculum.seconds - asked
-            last = run.round_number == config.rounds
+            last = run.is_over()
             run.report(figures, evaluate=last or run.round_number % config.evaluate_every == 0)
             if last or (config.checkpoint_every and run.round_number % config.checkpoint_every == 0):
                 run.checkpoint()
@@ -93,12 +97,19 @@ class _Run:
         self.last_checkpoint = start or self.checkpoints
         self.curriculum = self._curriculum(state)
         round_number = state.round_number if state else 0
-        self.shop = Workshop(config, data, self.policy, self.curriculum, observer, round_number=round_number)
+        costs = Costs.from_state(state.costs) if state else Costs()
+        shared = (config, data, self.policy, self.curriculum, observer)
+        self.shop = Workshop(*shared, round_number=round_number, costs=costs)
 
     @property
     def round_number(self) -> int:
         """Rounds done."""
         return self.shop.round_number
+
+    def is_over(self) -> bool:
+        """Whether all rounds are played, or the rollouts that were to be spent are."""
+        spent, limit = self.shop.costs.total_rollouts, self.config.stop_at_rollouts
+        return self.round_number >= self.config.rounds or (limit is not None and spent >= limit)
 
     def _curriculum(self, state: RunState | None) -> Curriculum:
         config, projection = self.config, self.policy.sketcher.projection
@@ -108,7 +119,7 @@ class _Run:
                 f"makes run {config.run_id!r} with projection {projection.id}. Resume with the configuration "
                 "it was made with (run_id, model, dim and seed decide)."
             )
-        wanted = config.mode == "weight" or config.strategy != "random"
+        wanted = config.needs_scorer
         scorer = None
         if wanted:
             scorer = ScorerAddress(
@@ -125,6 +136,7 @@ class _Run:
             aggregation=config.aggregation,
             projection=projection,
             seed=config.seed,
+            needs_validation=config.needs_validation,
         )
         if state:
             curriculum.fallbacks = state.fallbacks
@@ -169,6 +181,7 @@ class _Run:
             fallbacks=self.curriculum.fallbacks,
             snapshot=self.curriculum.snapshot(f"round-{self.round_number:06d}"),
             projection=projection.id,
+            costs=self.shop.costs.state(),
         )
         training: dict[str, Any] = policy.training_state()
         self.last_checkpoint = save_checkpoint(

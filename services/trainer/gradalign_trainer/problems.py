@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-__all__ = ["Problem", "Reward"]
+__all__ = ["ChanceReward", "Problem", "Reward"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +30,14 @@ class Problem:
 
 Reward: TypeAlias = Callable[[Problem, str], float]
 """(problem, completion text) -> reward in [0, 1]."""
+
+
+@runtime_checkable
+class ChanceReward(Protocol):
+    """A reward with chance in it, which a run tells where it is, so that a resumed run draws what an unbroken one would."""
+
+    def begin(self, key: str) -> None:
+        """The next completions are those of this place in the run."""
+
+    def __call__(self, problem: Problem, completion: str) -> float:
+        """A reward in [0, 1]."""

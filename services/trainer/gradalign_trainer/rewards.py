@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gradalign_trainer.arithmetic import arithmetic_reward
+from gradalign_trainer.arithmetic import ArithmeticReward
 from gradalign_trainer.problems import Problem, Reward
 from gradalign_trainer.settings import SettingsError, nearest
 
@@ -79,7 +79,7 @@ def _math_verify() -> Reward:
 
 
 _FACTORIES: Mapping[str, Callable[[], Reward]] = {
-    "arithmetic": lambda: arithmetic_reward,
+    "arithmetic": ArithmeticReward,
     "exact": lambda: exact_match,
     "exact_ignoring_case": lambda: exact_match_ignoring_case,
     "math_verify": _math_verify,

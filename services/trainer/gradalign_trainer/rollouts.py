@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from gradalign_trainer.generation import RolloutBatch
+from gradalign_trainer.generation import RolloutBatch, join_batches
 from gradalign_trainer.problems import Problem
 
-__all__ = ["ScoredRollouts"]
+__all__ = ["ScoredRollouts", "join_rollouts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +29,18 @@ class ScoredRollouts:
     rollouts: RolloutBatch
     rewards: Tensor
     advantages: Tensor
+
+    def groups(self, rows: Sequence[int]) -> ScoredRollouts:
+        """The groups of some of the problems, in the order given."""
+        problems = [self.problems[row] for row in rows]
+        return ScoredRollouts(problems, self.rollouts.groups(rows), self.rewards[rows], self.advantages[rows])
+
+
+def join_rollouts(parts: Sequence[ScoredRollouts]) -> ScoredRollouts:
+    """Groups of one size and one temperature, one part behind the other."""
+    return ScoredRollouts(
+        [problem for part in parts for problem in part.problems],
+        join_batches([part.rollouts for part in parts]),
+        torch.cat([part.rewards for part in parts]),
+        torch.cat([part.advantages for part in parts]),
+    )

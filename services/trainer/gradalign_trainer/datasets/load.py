@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gradalign_trainer.arithmetic import REGIMES, make_world
 from gradalign_trainer.datasets.files import expand, read_jsonl, read_parquet
 from gradalign_trainer.datasets.hub import open_dataset, read_dataset
 from gradalign_trainer.datasets.ids import content_id
@@ -19,6 +18,7 @@ from gradalign_trainer.datasets.schema import BadRecord, Candidate, DataError, P
 from gradalign_trainer.datasets.source import DataSource, DataSpec, parse_sources
 from gradalign_trainer.problems import Problem
 from gradalign_trainer.progress import Advance, TellsProgress, no_progress
+from gradalign_trainer.worlds import REGIMES, make_world
 
 __all__ = ["LoadedProblems", "load_problems"]
 

@@ -8,7 +8,7 @@ from statistics import fmean
 from gradalign_trainer.curriculum import Choice
 from gradalign_trainer.problems import Problem
 from gradalign_trainer.rollouts import ScoredRollouts
-from gradalign_trainer.rounds.workshop import Workshop, scorer_figures
+from gradalign_trainer.rounds.workshop import Workshop, good_share, kind_alignments, scorer_figures
 
 __all__ = ["chosen_round"]
 
@@ -24,11 +24,15 @@ def chosen_round(shop: Workshop) -> dict[str, float]:
     means, norms = [], []
     for step in range(config.updates_per_round):
         batch = order[step * config.batch_problems : (step + 1) * config.batch_problems]
+        batch += shop.trusted(config.batch_validation, step)
         scored = shop.rollouts(batch, config.group_size, "update", step)
         norms.append(_update(shop, scored))
         means.append(float(scored.rewards.mean()))
         shop.observer.advance()
-    return {"reward": fmean(means), "gradient_norm": fmean(norms), **scorer_figures(shop.curriculum, choice)}
+    figures = {"reward": fmean(means), "gradient_norm": fmean(norms), **good_share(order)}
+    if choice.ranking is not None:
+        figures |= kind_alignments(shop.by_id, choice.ranking)
+    return {**figures, **scorer_figures(shop.curriculum, choice)}
 
 
 def _choose(shop: Workshop, pool: Sequence[Problem], count: int) -> Choice:

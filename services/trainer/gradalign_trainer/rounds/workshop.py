@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from gradalign.errors import GradAlignError
+from gradalign.replies import Ranking
 from gradalign_trainer.config import TrainConfig
+from gradalign_trainer.costs import Costs
 from gradalign_trainer.curriculum import Choice, Curriculum
 from gradalign_trainer.policy import Policy
-from gradalign_trainer.problems import Problem
+from gradalign_trainer.problems import ChanceReward, Problem
 from gradalign_trainer.records import Observer, RunData
 from gradalign_trainer.rollouts import ScoredRollouts
 
-__all__ = ["Workshop", "scorer_figures"]
+__all__ = ["Workshop", "good_share", "scorer_figures"]
 
 
 class Workshop:
@@ -26,11 +29,14 @@ class Workshop:
         curriculum: the way to the scorer.
         observer: told of the stages.
         round_number: rounds done.
+        costs: of them.
 
     Attributes:
         by_id: the pool by problem id.
+        candidates: problems of the pool that may be drawn; the good ones alone for the oracle.
         validation: the trusted problems that are used.
         round_number: rounds done; the loop counts it up behind each.
+        costs: of the run so far; the loop adds the times.
     """
 
     def __init__(
@@ -42,17 +48,22 @@ class Workshop:
         observer: Observer,
         *,
         round_number: int = 0,
+        costs: Costs | None = None,
     ) -> None:
         self.config, self.data, self.policy = config, data, policy
         self.curriculum, self.observer, self.round_number = curriculum, observer, round_number
+        self.costs = costs or Costs()
         self.by_id = {problem.problem_id: problem for problem in data.pool}
+        self.candidates = _candidates(config, data.pool)
         self.validation = list(data.validation)[: config.validation_problems]
 
     def refresh_validation_if_due(self) -> bool:
-        """Whether the scorer is there and holds a validation gradient."""
+        """Whether the scorer is there, and holds a validation gradient where one is wanted."""
         curriculum = self.curriculum
         if not curriculum.reachable():
             return False
+        if not curriculum.wants_validation:
+            return True
         if curriculum.needs_validation or self.round_number % self.config.refresh_every == 0:
             self.observer.stage("validation", len(self.validation))
             scored = self.rollouts(self.validation, self.config.validation_rollouts, "validation", 0)
@@ -62,14 +73,21 @@ class Workshop:
                 self.policy.keep_validation(reply.validation_version)
         return not curriculum.needs_validation
 
-    def rollouts(self, problems: Sequence[Problem], group_size: int, purpose: str, step: int) -> ScoredRollouts:
-        """Rollout groups with rewards, drawn from (seed, round, purpose, step)."""
+    def rollouts(self, problems: Sequence[Problem], group_size: int, purpose: str, step: object) -> ScoredRollouts:
+        """Rollout groups with rewards, drawn from (seed, round, purpose, step); `purpose` is one of `PURPOSES`."""
         generator = self.policy.generator(self.round_number, purpose, step)
+        if isinstance(self.data.reward, ChanceReward):
+            self.data.reward.begin(f"{self.config.seed}/{self.round_number}/{purpose}/{step}")
+        self.costs.rollouts[purpose] += len(problems) * group_size
         return self.policy.rollouts(problems, self.data.reward, group_size, generator)
 
     def draw(self, count: int) -> list[Problem]:
-        """`count` problems of the pool, or all of a smaller one."""
-        return self._rng("pool").sample(list(self.data.pool), min(count, len(self.data.pool)))
+        """`count` of the candidates, or all of fewer."""
+        return self._rng("pool").sample(self.candidates, min(count, len(self.candidates)))
+
+    def trusted(self, count: int, step: int) -> list[Problem]:
+        """`count` of the trusted problems, drawn anew at each step."""
+        return self._rng(f"trusted/{step}").sample(self.validation, min(count, len(self.validation)))
 
     def cycled(self, problems: Sequence[Problem], count: int) -> list[Problem]:
         """`count` problems: the whole selection in random order, again and again."""
@@ -81,6 +99,34 @@ class Workshop:
 
     def _rng(self, purpose: str) -> random.Random:
         return random.Random(f"{self.config.seed}/{self.round_number}/{purpose}")
+
+
+def _candidates(config: TrainConfig, pool: Sequence[Problem]) -> list[Problem]:
+    if config.strategy != "oracle":
+        return list(pool)
+    good = [problem for problem in pool if problem.extra.get("good")]
+    if not good:
+        raise GradAlignError(
+            f"strategy = 'oracle' takes problems whose extra has good = true, and none of the {len(pool)} problems of the "
+            "pool has it. Use a pool of the built-in worlds (arithmetic:imbalance/pool), or another strategy."
+        )
+    return good
+
+
+def good_share(trained: Sequence[Problem]) -> dict[str, float]:
+    """The share of good problems among those trained on, where the problems say what they are."""
+    told = [bool(problem.extra["good"]) for problem in trained if "good" in problem.extra]
+    return {"trained_good": fmean(told)} if told else {}
+
+
+def kind_alignments(pool: Mapping[str, Problem], ranking: Ranking) -> dict[str, float]:
+    """Mean alignments of good problems and of bad ones, where the pool says what they are."""
+    found: dict[str, list[float]] = {"alignment_good": [], "alignment_bad": []}
+    for problem_id, alignment in zip(ranking.problem_ids, ranking.alignments or (), strict=False):
+        extra = pool[problem_id].extra if problem_id in pool else {}
+        if "good" in extra:
+            found["alignment_good" if extra["good"] else "alignment_bad"].append(alignment)
+    return {name: fmean(values) for name, values in found.items() if values}
 
 
 def scorer_figures(curriculum: Curriculum, choice: Choice) -> dict[str, float]:
