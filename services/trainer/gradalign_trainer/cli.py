@@ -10,7 +10,7 @@ from typing import ClassVar
 from rich.console import Console
 from rich.logging import RichHandler
 
-__all__ = ["DemoCommand", "TrainCommand"]
+__all__ = ["DemoCommand", "TrainCommand", "log_to"]
 
 
 class TrainCommand:
@@ -37,7 +37,7 @@ class TrainCommand:
         from gradalign_trainer.trainrun import run_training
 
         console = Console(stderr=True)
-        _log_to(console, logging.WARNING if args.quiet else logging.INFO)
+        log_to(console, logging.WARNING if args.quiet else logging.INFO)
         config = load_config(args.config, args.set)
         with RunProgress(config.rounds, description=config.run_id, console=console) as bars:
             result = run_training(config, resume=args.resume, observers=[bars], progress=show_progress)
@@ -74,15 +74,20 @@ class DemoCommand:
         from gradalign_trainer.demo import DemoSettings, run_demo
 
         console = Console(stderr=True)
-        _log_to(console, logging.WARNING)
+        log_to(console, logging.WARNING)
         logging.getLogger("gradalign_trainer").setLevel(logging.INFO)
         settings = DemoSettings(output=args.output, seed=args.seed, scorer_url=args.scorer_url)
         run_demo(settings if args.rounds is None else settings.with_rounds(args.rounds), console)
         return 0
 
 
-def _log_to(console: Console, level: int) -> None:
-    """Log beside the bars on a terminal, as plain lines elsewhere."""
+def log_to(console: Console, level: int) -> None:
+    """Log beside the bars on a terminal, as plain lines elsewhere.
+
+    Args:
+        console: where the bars are.
+        level: from which on messages are shown.
+    """
     from gradalign_trainer.models import hush_weights
 
     handler: logging.Handler = logging.StreamHandler()

@@ -1,0 +1,1 @@
+"""`gradalign rank`: the reference implementation's files in, its files out, with this project's gradients and scorer."""

@@ -1,0 +1,108 @@
+"""`gradalign rank`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.console import Console
+
+from gradalign.messages import STRATEGIES
+
+if TYPE_CHECKING:
+    from gradalign_trainer.rank.run import RankReport
+    from gradalign_trainer.rank.settings import RankSettings
+
+__all__ = ["RankCommand"]
+
+
+class RankCommand:
+    """Ranks problems by files of scored responses, as the reference implementation writes them."""
+
+    help: ClassVar[str] = "rank problems by files of scored responses, in the reference implementation's formats"
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the arguments."""
+        add = parser.add_argument
+        add("--model", required=True, metavar="PATH", help="folder or hub id of the policy that gave the responses")
+        add("--train", required=True, type=Path, metavar="FILE", help="scored responses: JSON list, JSONL or Parquet")
+        add("--validation", type=Path, metavar="FILE", help="the same of the trusted problems")
+        add(
+            "--out",
+            required=True,
+            type=Path,
+            metavar="FILE",
+            help="similarities, JSONL; pass rates are written beside it",
+        )
+        add("--strategy", default="cosine", choices=STRATEGIES, help="the scorer's rule (cosine)")
+        add("--select", type=_count, metavar="N", help="also write the best N problems; needs --problems")
+        add("--problems", type=Path, metavar="FILE", help="the candidates, verl's JSONL or Parquet")
+        add("--selected", type=Path, metavar="FOLDER", help="of the selected problems ('selected' beside --out)")
+        add("--url", help="use this scorer; without it one is started, with an embedded store")
+        add("--exact", action="store_true", help="full gradients, no projection; --normalization is then reference")
+        add("--normalization", choices=("group", "reference"), help="how token terms are added up (group)")
+        add("--mini-batch", type=_count, default=8, metavar="N", help="of --normalization reference (8)")
+        add("--ranks", type=_count, default=1, metavar="N", help="processes that the reference ran on (1)")
+        add("--normalize-advantages", action="store_true", help="divide by the group's standard deviation")
+        add("--rows-per-backward", type=_count, default=32, metavar="N", help="responses at once; bounds memory (32)")
+        add("--max-length", type=_count, default=4096, metavar="N", help="tokens of prompt and response (4096)")
+        add("--dim", type=_count, default=8192, help="buckets of a sketch (8192)")
+        add("--seed", type=int, default=0, help="of the projection (0)")
+        add("--device", default="auto", help="auto, cpu, cuda (auto)")
+        add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the model (float32)")
+        add("--resume", action="store_true", help="go on where an interrupted ranking stopped")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Rank; 0 when the files are written.
+
+        Raises:
+            GradAlignError: files, settings or scorer do not fit.
+        """
+        import logging
+
+        from gradalign_trainer.cli import log_to
+        from gradalign_trainer.progress import show_progress
+        from gradalign_trainer.rank.run import run_ranking
+
+        console = Console(stderr=True)
+        log_to(console, logging.INFO)
+        report = run_ranking(_settings(args), progress=show_progress)
+        for line in _lines(report):
+            Console().print(line, highlight=False, soft_wrap=True)
+        return 0
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}; expected at least 1")
+    return value
+
+
+def _settings(args: argparse.Namespace) -> RankSettings:
+    from gradalign_trainer.rank.rule import Rule
+    from gradalign_trainer.rank.settings import RankSettings
+
+    name = args.normalization or ("reference" if args.exact else "group")
+    rule = Rule(name, args.rows_per_backward, args.mini_batch, args.ranks)
+    taken = ("model", "train", "validation", "out", "strategy", "select", "problems", "selected", "url", "exact", "dim")
+    named = {key: getattr(args, key) for key in (*taken, "seed", "device", "dtype", "max_length", "resume")}
+    return RankSettings(**named, rule=rule, normalize=args.normalize_advantages)
+
+
+def _lines(report: RankReport) -> list[str]:
+    lines = [
+        f"{report.groups} groups ranked, {report.no_signal} without a signal; {report.measured} gradients taken now; "
+        f"{report.bad} bad records, {report.left_out} groups left out"
+    ]
+    if report.coherence is not None:
+        lines.append(f"validation coherence {report.coherence:.3f}")
+    if report.spearman is not None:
+        lines.append(f"Spearman of the sketch with the exact alignments {report.spearman:.3f}")
+    elif report.reliability is not None:
+        advice = f"; --dim {report.advised_dim} would give 0.95" if report.advised_dim else ""
+        lines.append(f"reliability {report.reliability:.3f}{advice}")
+    if report.selected:
+        lines.append(f"{len(report.selected)} problems selected")
+    return lines + [f"wrote {file}" for file in report.files]
