@@ -1,6 +1,7 @@
 """The deployed form, as docs/deploy.md gives it: what the compose stack is told, it keeps.
 
-One test, since images take minutes to build. It needs a docker engine with compose, and is skipped without. Settings of the
+One test for the stack, since images take minutes to build, and one for each part of the profile `monitoring`. They need a
+docker engine with compose, and are skipped without. Settings of the
 build, such as PIP_INDEX_URL, PIP_FIND_LINKS and BUILD_NETWORK, come from the environment.
 """
 
@@ -17,6 +18,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
+from liverun import LiveRun
+from monitoring import dashboard, panel_queries, rules
 
 from gradalign import Client, Projection, RequestError, UnavailableError
 from gradalign_scorer.settings import Settings
@@ -66,12 +70,15 @@ class Stack:
         self.folder = folder
         name = f"gradalign-test-{uuid.uuid4().hex[:8]}"
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("GRADALIGN_", "SCORER_", "COMPOSE_"))}
-        self.first_port = free_ports(2)
+        self.first_port = free_ports(4)
+        self.prometheus, self.grafana = (f"http://127.0.0.1:{self.first_port + i}" for i in (2, 3))
         self.environment = {
             **clean,
             "COMPOSE_PROJECT_NAME": name,
             "GRADALIGN_TAG": name,
             "SCORER_PORTS": str(self.first_port),
+            "PROMETHEUS_PORT": str(self.first_port + 2),
+            "GRAFANA_PORT": str(self.first_port + 3),
         }
         self.run_id = "kept"
         for part in TREE:
@@ -144,9 +151,21 @@ def stack(tmp_path):
         pytest.skip(f"no docker engine: {fault}")
     stack = Stack(tmp_path)
     yield stack
-    stack.compose("--profile", "demo", "down", "--volumes", "--remove-orphans")
+    stack.compose("--profile", "demo", "--profile", "monitoring", "down", "--volumes", "--remove-orphans")
     images = [f"gradalign-{part}:{stack.environment['GRADALIGN_TAG']}" for part in ("scorer", "trainer")]
     subprocess.run(["docker", "rmi", *images], env=stack.environment, capture_output=True, check=False)
+
+
+def need_image(service):
+    """Skip where neither the engine has the service's image nor a registry gives it."""
+    image = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"][service]["image"]
+    if engine_fault() is not None:
+        return
+    for command in (["image", "inspect"], ["pull", "--quiet"]):
+        done = subprocess.run(["docker", *command, image], capture_output=True, text=True, timeout=600, check=False)
+        if done.returncode == 0:
+            return
+    pytest.skip(f"{image} cannot be pulled: {done.stderr.strip()[-200:]}")
 
 
 @pytest.mark.slow
@@ -252,6 +271,83 @@ def check_the_demo(stack):
 def check_sigterm_drains(stack):
     stack.compose("stop", "scorer")
     assert [box["State"]["ExitCode"] for box in stack.inspect("scorer")] == [0]
+
+
+def monitored(stack, *services):
+    """Start services of the profile beside a scorer with keys, and wait until they are healthy."""
+    stack.environment["GRADALIGN_API_KEY"] = "of-this-test,of-another"
+    stack.up(timeout=1800)
+    stack.compose("--profile", "monitoring", "up", "-d", "--no-deps", *services)
+    for service in services:
+        eventually(lambda service=service: stack.inspect(service)[0]["State"]["Health"]["Status"] == "healthy", 120)
+        (box,) = stack.inspect(service)
+        assert box["HostConfig"]["ReadonlyRootfs"]
+        bindings = [each for each in box["NetworkSettings"]["Ports"].values() if each]
+        assert bindings
+        assert all(binding["HostIp"] == "127.0.0.1" for each in bindings for binding in each)
+
+
+def eventually(holds, seconds, meanwhile=lambda: time.sleep(1)):
+    """Wait until it holds; it may give the reason why not instead of False."""
+    deadline = time.monotonic() + seconds
+    while (found := holds()) is not True:
+        assert time.monotonic() < deadline, found
+        meanwhile()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_prometheus_of_the_profile_answers_every_panel_and_alerts(request):
+    need_image("prometheus")
+    stack = request.getfixturevalue("stack")
+    monitored(stack, "prometheus")
+
+    def ask(path, **parameters):
+        reply = httpx.get(f"{stack.prometheus}/api/v1/{path}", params=parameters).json()
+        assert reply["status"] == "success", reply
+        return reply["data"]
+
+    def empty_panels():
+        return [title for title, query in panel_queries() if not ask("query", query=query)["result"]]
+
+    with stack.client(api_key="of-another") as client:
+        live = LiveRun(client)
+
+        def train():
+            live.rounds(1)
+            client.select(4, policy_version=live.version)
+            time.sleep(0.5)
+
+        # Nothing is wrong yet, so that nothing fires; the rates of all the others need two scrapes.
+        eventually(lambda: empty_panels() == ["Firing alerts"] or empty_panels(), 180, train)
+    assert {target["health"] for target in ask("targets")["activeTargets"]} == {"up"}
+    loaded = [rule for group in ask("rules")["groups"] for rule in group["rules"]]
+    assert sorted(rule["name"] for rule in loaded) == sorted(rule.get("alert") or rule["record"] for rule in rules())
+    assert {rule["health"] for rule in loaded} == {"ok"}
+
+    stack.compose("stop", "redis")
+    firing = 'ALERTS{alertname="GradAlignStoreAway", alertstate="firing"}'
+    eventually(lambda: bool(ask("query", query=firing)["result"]), 180)
+    assert "Firing alerts" not in empty_panels()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_grafana_of_the_profile_shows_the_dashboard_to_everyone_and_lets_nobody_change_it(request):
+    need_image("grafana")
+    need_image("prometheus")
+    stack = request.getfixturevalue("stack")
+    monitored(stack, "prometheus", "grafana")
+    with httpx.Client(base_url=stack.grafana) as http:
+        shown = http.get("/api/dashboards/uid/gradalign").raise_for_status().json()
+        assert len(shown["dashboard"]["panels"]) == len(dashboard()["panels"])
+        assert shown["meta"]["provisioned"]
+        up = "/api/datasources/proxy/uid/prometheus/api/v1/query?query=up"
+        eventually(lambda: bool(http.get(up).json()["data"]["result"]), 60)
+        changed = {"dashboard": {**shown["dashboard"], "title": "mine"}, "overwrite": True}
+        assert http.post("/api/dashboards/db", json=changed).status_code in (401, 403)
+        login = http.post("/login", json={"user": "admin", "password": "admin"})
+        assert login.status_code in (400, 401, 403, 404), "the default password opens it"
 
 
 def test_the_compose_file_passes_only_settings_that_exist():

@@ -1,15 +1,23 @@
 """What `/metrics` shows of runs: the same on every replica, nothing of what is gone, and nothing that a key may not see."""
 
+import asyncio
+import re
+import shutil
+import subprocess
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 from liverun import LiveRun
+from monitoring import OF_PROMETHEUS, metric_names, panel_queries, rules, variable_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from gradalign import Client
-from gradalign_scorer.store import EmbeddedServer
+from gradalign_scorer.runfigures import RunFigures
+from gradalign_scorer.store import EmbeddedServer, RunStore
 
+DOCUMENT = Path(__file__).parents[2] / "docs/monitoring.md"
 COMMITTED = "gradalign_run_last_commit_timestamp_seconds"
 
 
@@ -26,7 +34,7 @@ def samples(url, key=None):
 
 
 def eventually(url, holds, key=None):
-    """The samples, once they are as expected: scrapes share a look at the store for two seconds."""
+    """The samples, once they are as expected: scrapes share a look at the store for a second."""
     deadline = time.monotonic() + 8
     while not holds(found := samples(url, key)):
         assert time.monotonic() < deadline, {name: found[name] for name in found if "run" in name}
@@ -48,7 +56,7 @@ def live(scorer, run_id):
 
 def test_a_run_is_shown_as_the_store_has_it_on_every_replica(scorer, start_scorer, live, run_id):
     other = start_scorer()
-    here = eventually(scorer.url, lambda found: found["gradalign_run_policy_version"].get(run_id) == 4)
+    here = eventually(scorer.url, lambda found: found.get("gradalign_run_policy_version", {}).get(run_id) == 4)
     there = eventually(other.url, lambda found: run_id in found.get(COMMITTED, {}))
     state = live.client.run()
     for found in (here, there):
@@ -68,7 +76,7 @@ def test_a_run_is_shown_as_the_store_has_it_on_every_replica(scorer, start_score
         live.client = client
         live.refresh()
     for url in (scorer.url, other.url):
-        eventually(url, lambda found: found["gradalign_validation_age_policy_versions"][run_id] == 0)
+        eventually(url, lambda found: found.get("gradalign_validation_age_policy_versions", {}).get(run_id) == 0)
 
     with Client(scorer.url, run_id=run_id) as client:
         client.delete_run()
@@ -77,22 +85,35 @@ def test_a_run_is_shown_as_the_store_has_it_on_every_replica(scorer, start_score
         assert not [name for name, values in gone.items() if run_id in values]
 
 
-def test_only_so_many_runs_are_shown_and_the_last_ones(start_scorer, tmp_path):
-    with EmbeddedServer(tmp_path) as store:
-        small = start_scorer(redis_url=store.url, METRICS_RUNS="2")
-        for name in ("a", "b", "c"):
-            with Client(small.url, run_id=name) as client:
-                LiveRun(client).rounds(1)
-        found = eventually(small.url, lambda found: set(found[COMMITTED]) == {"b", "c"})
-        assert set(found["gradalign_run_scored_problems_total"]) == {"b", "c"}
-        assert found["gradalign_scored_problems_total"][""] == 3 * 96
+def shown(store_url, most, runs, record):
+    """(runs with gauges, runs with counters) of a process that counted a request of each run."""
 
-        none = start_scorer(redis_url=store.url, METRICS_RUNS="0")
-        assert not [name for name, values in samples(none.url).items() if "a" in values or "c" in values]
+    async def go():
+        store = RunStore.connect(store_url)
+        figures = RunFigures(store, most)
+        for run in runs:
+            figures.count_round(run, record)
+        assert await figures.look()
+        await store.close()
+        found = {family.name: {s.labels["run"] for s in family.samples} for family in figures.families(lambda _: True)}
+        return found[COMMITTED], found["gradalign_run_scored_problems"]
+
+    return asyncio.run(go())
+
+
+def test_only_so_many_runs_are_shown_and_the_last_ones(scorer, valkey_url, run_id):
+    runs = [f"{run_id}-{i}" for i in range(3)]
+    for run in runs:
+        with Client(scorer.url, run_id=run) as client:
+            LiveRun(client).rounds(1)
+            (record,) = client.rounds(after=1)
+    assert shown(valkey_url, 2, runs, record) == (set(runs[1:]), set(runs[1:]))
+    assert shown(valkey_url, 2, [], record) == (set(runs[1:]), set())
+    assert shown(valkey_url, 0, runs, record) == (set(), set())
 
 
 def test_runs_that_are_long_idle_are_not_shown(start_scorer, raw_store, scorer, live, run_id):
-    eventually(scorer.url, lambda found: run_id in found[COMMITTED])
+    eventually(scorer.url, lambda found: run_id in found.get(COMMITTED, {}))
     raw_store.hset(f"gradalign:{{{run_id}}}:meta", "updated_at", time.time() - 7 * 3600)
     gone = eventually(scorer.url, lambda found: run_id not in found.get(COMMITTED, {}))
     assert not [name for name, values in gone.items() if run_id in values]
@@ -115,7 +136,7 @@ def test_a_store_that_is_away_is_told_and_hides_what_may_be_no_longer_so(start_s
         lonely = start_scorer(redis_url=store.url)
         with Client(lonely.url, run_id="r") as client:
             LiveRun(client).rounds(1)
-        before = eventually(lonely.url, lambda found: "r" in found[COMMITTED])
+        before = eventually(lonely.url, lambda found: "r" in found.get(COMMITTED, {}))
         assert before["gradalign_store_up"][""] == 1
     after = eventually(lonely.url, lambda found: found["gradalign_store_up"][""] == 0)
     assert COMMITTED not in after
@@ -131,3 +152,80 @@ def test_parts_of_a_score_add_up_to_less_than_all_of_it(scorer, live):
     assert found.keys() == {f"stage={name}" for name in ("receive", "decode", "load", "compute", "commit")}
     assert 0 < sum(found.values()) <= total
     assert samples(scorer.url)["gradalign_compute_busy_seconds_total"][""] > 0
+
+
+@pytest.fixture(scope="module")
+def busy(scorer):
+    """`/metrics` of a scorer that has scored, selected and refused."""
+    with Client(scorer.url, run_id=f"busy-{time.time_ns()}") as client:
+        live = LiveRun(client)
+        live.rounds(2)
+        client.select(4, policy_version=live.version)
+    with scorer.http() as http:
+        assert http.post("/score", json={"run_id": "?"}).status_code == 422
+        deadline = time.monotonic() + 10
+        while "gradalign_pass_rate_mean{" not in (text := http.get("/metrics").text):
+            assert time.monotonic() < deadline, text
+            time.sleep(0.2)
+    return text
+
+
+def test_every_metric_of_a_panel_or_an_alert_exists(busy):
+    there = {sample.name for family in text_string_to_metric_families(busy) for sample in family.samples}
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    asked = {f"panel {title}": query for title, query in panel_queries()}
+    asked |= {f"rule {rule.get('alert') or rule['record']}": rule["expr"] for rule in rules()}
+    assert len(asked) > 40
+    for place, query in asked.items():
+        missing = metric_names(query) - there - recorded - OF_PROMETHEUS
+        assert not missing, f"{place} asks for {missing}, which no scorer shows"
+    assert variable_metrics() <= there
+
+
+def test_labels_that_queries_group_by_exist(busy):
+    there = {}
+    for family in text_string_to_metric_families(busy):
+        for sample in family.samples:
+            there.setdefault(sample.name, set()).update(sample.labels)
+    given = {"instance", "job", "alertname", "severity", "alertstate"}
+    for place, query in [*panel_queries(), *((rule.get("alert"), rule["expr"]) for rule in rules())]:
+        labels = set().union(*(there.get(name, {"run"}) for name in metric_names(query)))
+        grouped = {
+            label.strip() for group in re.findall(r"\b(?:by|on) \(([^)]*)\)", query) for label in group.split(",")
+        }
+        assert grouped <= labels | given, f"{place}: {query}"
+
+
+def test_the_documentation_lists_every_metric_with_its_type_and_labels(busy):
+    shown = {}
+    for family in text_string_to_metric_families(busy):
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        shown[name] = (family.type, labels)
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\w, ]*)\| \S.* \|$", DOCUMENT.read_text(), re.MULTILINE)
+    assert {name: (kind, set(re.findall(r"\w+", labels))) for name, kind, labels in rows} == shown
+
+
+def test_the_documentation_lists_every_alert():
+    listed = re.findall(r"^\| `(GradAlign\w+)` \|", DOCUMENT.read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(rule["alert"] for rule in rules() if "alert" in rule)
+
+
+def test_names_follow_the_conventions_of_prometheus(busy):
+    for family in text_string_to_metric_families(busy):
+        assert re.fullmatch(r"(gradalign|process)_[a-z_]+", family.name)
+        assert len(family.documentation) > 10
+        assert not re.search(r"_(ms|milliseconds|minutes|hours|mb|kb|mib|percent)\b", family.name), "a base unit"
+        assert not family.name.endswith(("_count", "_sum", "_bucket")), "taken by histograms"
+        if family.type == "histogram":
+            assert family.name.endswith("_seconds")
+    assert "_created" not in busy
+
+
+def test_promtool_takes_what_a_scorer_shows(busy):
+    if shutil.which("promtool") is None:
+        pytest.skip("there is no promtool on the PATH (Debian: apt-get install prometheus)")
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=busy, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -28,6 +28,7 @@ WRONG = {
     "max_requests": [("0", "greater than or equal to 1")],
     "threads": [("0", "greater than or equal to 1"), ("many", "valid integer")],
     "max_streams": [("0", "greater than or equal to 1")],
+    "metrics_runs": [("-1", "greater than or equal to 0"), ("1001", "less than or equal to 1000")],
     "queue_size": [("0", "greater than or equal to 1")],
     "body_seconds": [("0", "greater than 0"), ("nan", "finite"), ("soon", "number")],
     "stuck_seconds": [("-1", "greater than 0"), ("inf", "finite")],

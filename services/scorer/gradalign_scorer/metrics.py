@@ -61,6 +61,11 @@ class Metrics:
         )
         self.refresh_seconds = self._histogram("refresh", "A whole /refresh_validation.")
         self.select_seconds = self._histogram("select", "A whole /select.")
+        # A series that begins at 1 shows no increase, so what alerts and graphs ask for begins at 0.
+        for reason in ("internal", "overloaded", "unavailable"):
+            self.refused.labels(reason)
+        for kind in ("score", "refresh", "select"):
+            self.rounds.labels(kind)
 
     def _counter(self, name: str, text: str, labels: list[str] | None = None) -> Counter:
         return Counter(f"gradalign_{name}", text, labels or [], registry=self.registry)

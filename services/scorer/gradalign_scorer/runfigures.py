@@ -21,7 +21,7 @@ from gradalign_scorer.store import RunStore
 __all__ = ["RunFigures"]
 
 _IDLE_SECONDS = 6 * 3600.0
-_FRESH_SECONDS = 2.0
+_FRESH_SECONDS = 1.0
 """Scrapes within this time share one look at the store: pages that watch a run ask as well."""
 _SEARCH_SECONDS = 60.0
 _ROUNDS = 8
