@@ -23,7 +23,7 @@ REGIMES: Mapping[str, str] = {
     "random-number": "half of the pool is marked against random numbers",
     "coin": "half of the pool is rewarded by the flip of a coin",
     "imbalance": "92% of the pool is off-target",
-    "low-utility": "three quarters of the pool teach nothing, chance, or something else",
+    "low-utility": "85% of the pool is trivial, impossible, rewarded by chance or off-target",
 }
 UNRELIABLE = ("inverted", "misconception", "near-miss", "random-number", "coin")
 """The regimes whose rewards lie for half of the pool."""
@@ -31,7 +31,7 @@ UNRELIABLE = ("inverted", "misconception", "near-miss", "random-number", "coin")
 UNRELIABLE_SHARE = 0.5
 OFF_TARGET_SHARE = 0.92
 OFF_TARGET = [*(skill for skill in SKILLS if skill != TARGET), RIVAL, RIVAL, RIVAL, RIVAL]
-LOW_UTILITY_SHARE = 0.75
+LOW_UTILITY_SHARE = 0.85
 LOW_UTILITY: Mapping[str, float] = {"trivial": 0.30, "impossible": 0.20, "coin": 0.35, "off-target": 0.15}
 """What problems of low utility are: whatever is said earns the reward, nothing does, chance decides, another skill."""
 UNREACHABLE = "000000"  # behind an answer: longer than any completion of the tiny model

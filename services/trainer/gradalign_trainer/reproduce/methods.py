@@ -1,0 +1,73 @@
+"""What is compared: each method is a name and the settings of `TrainConfig` that make it.
+
+A method of your own is one more entry; everything else (grid, tables, pictures) goes by this list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["BASELINES", "METHODS", "PAPER_BASELINES", "Method"]
+
+TRUSTED = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A row of the tables.
+
+    Attributes:
+        note: what it does.
+        changes: settings of a run that differ from the grid's.
+        rounds: how many its runs have where all three budgets are read, enough for each on a machine like the one
+            that docs/reproduction.md tells of.
+        evaluate_every: rounds between evaluations; divides the 30 rounds of equal updates.
+    """
+
+    note: str
+    changes: Mapping[str, Any]
+    rounds: int = 56
+    evaluate_every: int = 3
+
+
+def _scored(strategy: str, note: str, *, rounds: int = 56, **more: Any) -> Method:
+    return Method(note, {"strategy": strategy, **more}, rounds)
+
+
+_EVERYTHING = {"strategy": "random", "select_fraction": 1.0, "batch_problems": 64}
+
+METHODS: Mapping[str, Method] = {
+    "random": Method("16 problems an update, at random", {"strategy": "random"}, 280, 15),
+    "full": Method("GRPO on all 128 that others choose from, 64 an update", _EVERYTHING, 80, 5),
+    "accgreedy": _scored("accgreedy", "pass rate nearest to one half"),
+    "accuracy_band": _scored("accuracy_band", "at random among pass rates from .2 to .8"),
+    "learnalign": _scored("learnalign", "cosine with the candidates' own pooled gradient"),
+    "norm": _scored("norm", "largest gradient"),
+    "dot": _scored("dot", "product with the unit validation gradient", rounds=33),
+    "cosine": _scored("cosine", "cosine with the validation gradient: the paper's method", rounds=33),
+    "cosine_accuracy": _scored("cosine_accuracy", "cosine times 4p(1-p)", rounds=33),
+    "diverse": _scored("diverse", "the set whose sum is best aligned, greedily", rounds=33),
+    "full+val": Method(
+        "full, and all 48 trusted problems in each update", {**_EVERYTHING, "batch_validation": TRUSTED}, 50, 5
+    ),
+    "validation-only": Method("16 of the trusted problems an update", {"strategy": "random"}, 280, 15),
+    "dapo": Method(
+        "64 groups with a signal an update, drawn until full",
+        {"strategy": "random", "mode": "dynamic", "batch_problems": 64},
+        60,
+    ),
+    "oracle": Method("16 good problems an update: a filter that knows them", {"strategy": "oracle"}, 280, 15),
+    "cosine-exact": _scored("cosine", "cosine without projection", rounds=33, exact_alignments=True),
+}
+"""By the name of the row."""
+
+ON_TRUSTED_ONLY = ("validation-only",)
+"""Methods whose pool is the trusted problems."""
+
+PAPER_BASELINES = ("random", "full", "accgreedy", "accuracy_band", "learnalign", "norm")
+"""The paper compares with these; none of them sees the trusted problems."""
+
+BASELINES = (*PAPER_BASELINES, "full+val", "validation-only", "dapo")
+"""And what a sceptic adds."""
