@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # One torch thread per process: the tests and the demo run two processes side by side.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test lint format bench bench-sketch bench-scorer serve clean
+.PHONY: help install demo reproduce test lint format bench bench-sketch bench-scorer serve clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -29,6 +29,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP) ## train a tiny model by GRPO, choosing problems at random and by alignment
 	@$(BIN)/gradalign demo
+
+reproduce: $(STAMP) ## measure the paper's claims: all regimes, methods and seeds; ARGS=--quick takes minutes, not hours
+	@$(BIN)/gradalign reproduce $(ARGS)
 
 serve: $(STAMP) ## run the scorer on 127.0.0.1:8000 with an embedded store
 	@$(BIN)/gradalign serve

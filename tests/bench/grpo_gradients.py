@@ -50,9 +50,10 @@ class Stage:
         regime: of the arithmetic world.
         updates: of GRPO on random problems of the pool, 32 at a time, before anything is measured.
         pool: number of problems to score.
+        group: rollouts of each of them.
     """
 
-    def __init__(self, regime: str, *, updates: int, pool: int) -> None:
+    def __init__(self, regime: str, *, updates: int, pool: int, group: int = ROLLOUTS) -> None:
         self.model, self.tokenizer = load_policy(base_model(CACHE), device=torch.device("cpu"))
         self.generator = torch.Generator().manual_seed(0)
         world = make_world(regime, seed=0)
@@ -63,8 +64,17 @@ class Stage:
             (scored.losses(self.model).sum() / 32).backward()
             optimizer.step()
         self.model.zero_grad()
-        self.pool = self._score(world.pool[-pool:], ROLLOUTS)
-        self.validation = self._score(world.validation, VALIDATION_ROLLOUTS)
+        self._world, self._size, self._group = world, pool, group
+        self.draw_pool()
+        self.draw_validation()
+
+    def draw_pool(self) -> None:
+        """Fresh rollouts of the problems to score."""
+        self.pool = self._score(self._world.pool[-self._size :], self._group)
+
+    def draw_validation(self) -> None:
+        """Fresh rollouts of the trusted problems."""
+        self.validation = self._score(self._world.validation, VALIDATION_ROLLOUTS)
 
     def _score(self, problems: list, group: int) -> Scored:
         sampling = Sampling(group_size=group, max_new_tokens=5)

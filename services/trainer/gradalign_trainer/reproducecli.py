@@ -51,8 +51,10 @@ class ReproduceCommand:
             GradAlignError: a name is unknown, a cell failed, or the results in the folder are of other settings.
         """
         from gradalign_trainer.cli import log_to
+        from gradalign_trainer.reproduce.cells import Recipe
         from gradalign_trainer.reproduce.grid import GridSettings, run_grid
         from gradalign_trainer.reproduce.methods import METHODS
+        from gradalign_trainer.reproduce.report import write_report
         from gradalign_trainer.settings import SettingsError, nearest
         from gradalign_trainer.worlds import REGIMES as KNOWN
 
@@ -72,10 +74,12 @@ class ReproduceCommand:
             regimes=regimes,
             methods=methods,
             seeds=args.seeds or (1 if args.quick else 5),
-            long=(args.budget or ("updates" if args.quick else "all")) == "all",
+            recipe=Recipe(long=(args.budget or ("updates" if args.quick else "all")) == "all"),
             workers=args.workers,
             scorer_url=args.scorer_url,
         )
         if not args.report_only:
             run_grid(settings, console)
+        for path in write_report(settings.output):
+            Console().print(path, highlight=False, soft_wrap=True)
         return 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from gradalign_trainer.basemodel import BaseTraining
 from gradalign_trainer.config import TrainConfig
 from gradalign_trainer.reproduce.methods import METHODS, ON_TRUSTED_ONLY, TRUSTED
 
-__all__ = ["BASES", "ROLLOUTS", "UPDATES", "Cell", "base_training", "cells_of", "run_id"]
+__all__ = ["BASES", "ROLLOUTS", "UPDATES", "UPDATE_ROUNDS", "Cell", "Recipe", "cells_of", "run_id"]
 
 BASES = 3
 """Base models; seed s begins with base s % 3."""
@@ -57,51 +57,61 @@ class Cell:
     def __str__(self) -> str:
         return f"{self.regime}, {self.method}, seed {self.seed}"
 
-    def settings(self, *, long: bool) -> dict[str, Any]:
-        """Of its run, all but where it runs.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How the cells are run.
+
+    Attributes:
+        long: as many rounds as equal rollouts and seconds ask for, not only those of equal updates.
+        changes: settings of `TrainConfig`, as JSON can write them, that differ in all runs from those of the paper.
+        base_steps: supervised updates of the base models; twice the demo's, since they are more alike then.
+    """
+
+    long: bool = True
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    base_steps: int = 2000
+
+    def base(self, seed: int) -> BaseTraining:
+        """How the base model of a seed is trained."""
+        return BaseTraining(steps=self.base_steps, seed=seed % BASES)
+
+    def digest(self, cell: Cell) -> str:
+        """Of everything that decides a cell's curve but for its length: results of one digest belong together."""
+        settings = {**self._settings(cell, long=False), "base": asdict(self.base(cell.seed))}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+    def config(self, cell: Cell, base: Path, output: Path, scorer_url: str | None) -> TrainConfig:
+        """The run of a cell.
 
         Args:
-            long: as many rounds as equal rollouts and seconds ask for, not only those of equal updates.
+            cell: which.
+            base: folder of its base model.
+            output: folder of the run.
+            scorer_url: of the scorer.
         """
-        method, world = METHODS[self.method], f"arithmetic:{self.regime}"
-        trusted: dict[str, Any] = {"kind": "arithmetic", "task": f"{self.regime}/validation", "limit": TRUSTED}
+        where: dict[str, Any] = {"run_id": run_id(cell), "output": output, "model": str(base), "scorer_url": scorer_url}
+        return TrainConfig(**self._settings(cell, long=self.long), **where)
+
+    def _settings(self, cell: Cell, *, long: bool) -> dict[str, Any]:
+        method, world = METHODS[cell.method], f"arithmetic:{cell.regime}"
+        trusted: dict[str, Any] = {"kind": "arithmetic", "task": f"{cell.regime}/validation", "limit": TRUSTED}
         return {
             **_COMMON,
-            "seed": self.seed,
-            "pool": trusted if self.method in ON_TRUSTED_ONLY else f"{world}/pool",
+            "seed": cell.seed,
+            "pool": trusted if cell.method in ON_TRUSTED_ONLY else f"{world}/pool",
             "validation": f"{world}/validation",
             "heldout": f"{world}/heldout",
             "rounds": method.rounds if long else UPDATE_ROUNDS,
             "evaluate_every": method.evaluate_every,
             **method.changes,
+            **self.changes,
         }
-
-    def digest(self) -> str:
-        """Of everything that decides its curve but for its length: results of one digest belong together."""
-        settings = {**self.settings(long=False), "base": asdict(base_training(self.seed))}
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-
-    def config(self, base: Path, output: Path, scorer_url: str | None, *, long: bool) -> TrainConfig:
-        """Its run.
-
-        Args:
-            base: folder of its base model.
-            output: folder of the run.
-            scorer_url: of the scorer.
-            long: as in `settings`.
-        """
-        where: dict[str, Any] = {"run_id": run_id(self), "output": output, "model": str(base), "scorer_url": scorer_url}
-        return TrainConfig(**self.settings(long=long), **where)
 
 
 def run_id(cell: Cell) -> str:
     """The name of a cell's run at the scorer; the same each time, since it seeds strategies with chance in them."""
     return f"reproduce-{cell.regime}-{cell.method.replace('+', '-and-')}-{cell.seed}"
-
-
-def base_training(seed: int) -> BaseTraining:
-    """How the base model of a seed is trained: twice as long as the demo's, so that the three are more alike."""
-    return BaseTraining(steps=2000, seed=seed % BASES)
 
 
 def cells_of(regimes: Sequence[str], methods: Sequence[str], seeds: int) -> list[Cell]:

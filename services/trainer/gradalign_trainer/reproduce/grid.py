@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gradalign.errors import GradAlignError
-from gradalign_trainer.config import TrainConfig
 from gradalign_trainer.localscorer import local_scorer
 from gradalign_trainer.records import RoundReport
-from gradalign_trainer.reproduce.cells import BASES, Cell, base_training, cells_of
+from gradalign_trainer.reproduce.cells import BASES, Cell, Recipe, cells_of
 from gradalign_trainer.reproduce.results import Result, ResultsError, ResultsLog, curve_of
+from gradalign_trainer.reproduce.timing import measure_timing, read_timing
 from gradalign_trainer.reproduce.worker import play, prepare_base, set_up
 
 __all__ = ["GridSettings", "run_grid"]
@@ -41,7 +41,7 @@ class GridSettings:
         regimes: keys of `worlds.REGIMES`.
         methods: keys of `METHODS`.
         seeds: how many; they are 0, 1, ...
-        long: whether runs go on until equal rollouts and seconds can be read too.
+        recipe: how the cells are run.
         workers: cells at a time.
         scorer_url: scorer to use; None starts one.
     """
@@ -50,7 +50,7 @@ class GridSettings:
     regimes: Sequence[str]
     methods: Sequence[str]
     seeds: int
-    long: bool = True
+    recipe: Recipe = field(default_factory=Recipe)
     workers: int = 2
     scorer_url: str | None = None
 
@@ -75,22 +75,24 @@ def run_grid(settings: GridSettings, console: Console) -> None:
             return
         with _pool(settings.workers) as pool, _scorer(settings) as url, _Progress(waiting, settings, console) as bar:
             bases = _bases(pool, settings, waiting)
+            if settings.recipe.long:
+                _take_times(pool, settings, bases, url)
             for cell, seconds, curve in _played(pool, settings, waiting, bases, url):
-                log.add(Result(cell, cell.digest(), settings.long, curve))
+                log.add(Result(cell, settings.recipe.digest(cell), settings.recipe.long, curve))
                 bar.finished(cell, seconds)
 
 
 def _waiting(settings: GridSettings, results: Sequence[Result]) -> list[Cell]:
     """Cells without a result; a result of equal updates alone does not do where more is asked for."""
     cells = cells_of(settings.regimes, settings.methods, settings.seeds)
-    digests = {cell: cell.digest() for cell in cells}
+    digests = {cell: settings.recipe.digest(cell) for cell in cells}
     stranger = next((each.cell for each in results if digests.get(each.cell, each.digest) != each.digest), None)
     if stranger is not None:
         raise ResultsError(
             f"{settings.output} holds a result of {stranger} with other settings than this version of gradalign runs; "
             "results of both cannot share a table. Give another --output, or move the folder away."
         )
-    done = {each.cell for each in results if each.long or not settings.long}
+    done = {each.cell for each in results if each.long or not settings.recipe.long}
     return [cell for cell in cells if cell not in done]
 
 
@@ -112,10 +114,22 @@ def _scorer(settings: GridSettings) -> Iterator[str]:
 
 def _bases(pool: ProcessPoolExecutor, settings: GridSettings, cells: Sequence[Cell]) -> Mapping[int, Path]:
     """Base models by seed modulo `BASES`, all that the cells need, trained side by side where missing."""
-    some = TrainConfig(run_id="base", output=settings.output, strategy="random")
+    recipe, some = settings.recipe, settings.recipe.config(cells[0], Path("base"), settings.output, None)
     needed = sorted({cell.seed % BASES for cell in cells})
-    futures = {number: pool.submit(prepare_base, some, base_training(number)) for number in needed}
+    futures = {number: pool.submit(prepare_base, some, recipe.base(number)) for number in needed}
     return {number: Path(future.result()) for number, future in futures.items()}
+
+
+def _take_times(pool: ProcessPoolExecutor, settings: GridSettings, bases: Mapping[int, Path], url: str) -> None:
+    """Before the first cell, so that nothing else runs."""
+    missing = [method for method in settings.methods if method not in read_timing(settings.output)]
+    if missing:
+        logger.info("Timing %d methods, one at a time.", len(missing))
+        cells = [Cell(0, settings.regimes[0], method) for method in missing]
+        base = next(iter(bases.values()))
+        folder = settings.output / "running" / "timing"
+        configs = {cell.method: settings.recipe.config(cell, base, folder, url) for cell in cells}
+        pool.submit(measure_timing, settings.output, configs).result()
 
 
 def _played(
@@ -125,7 +139,7 @@ def _played(
     futures: dict[Future[Sequence[RoundReport]], Cell] = {}
     for cell in cells:
         output = settings.output / "running" / f"{cell.regime}-{cell.method}-{cell.seed}"
-        config = cell.config(bases[cell.seed % BASES], output, url, long=settings.long)
+        config = settings.recipe.config(cell, bases[cell.seed % BASES], output, url)
         futures[pool.submit(play, config)] = cell
     for future in as_completed(futures):
         try:

@@ -36,20 +36,23 @@ def play(config: TrainConfig) -> Sequence[RoundReport]:
     """Train once, in an output folder that is removed before and after; the reports of all rounds.
 
     Raises:
-        RuntimeError: the run could not be played, or went on without the scorer for a round. Not a GradAlignError, whose
-            arguments need not survive the way back from a process.
+        RuntimeError: the run could not be played, or chose at random for want of a scorer or a signal. Not a
+            GradAlignError, whose arguments need not survive the way back from a process.
     """
     shutil.rmtree(config.output, ignore_errors=True)
-    _forget(config)
     try:
+        _forget(config)
         result = train(config, load_run_data(config), config.model)
+        _forget(config)
     except GradAlignError as error:
         raise RuntimeError(str(error)) from error
     finally:
         shutil.rmtree(config.output, ignore_errors=True)
     if result.fallbacks:
-        raise RuntimeError(f"{result.fallbacks} rounds went on without the scorer at {config.scorer_url}")
-    _forget(config)
+        raise RuntimeError(
+            f"{result.fallbacks} rounds chose at random, since the scorer at {config.scorer_url} was away or no validation "
+            "problem had a signal; the warnings above say which."
+        )
     return result.reports
 
 
