@@ -116,6 +116,8 @@ def _draw(panels: Mapping[str, Sequence[Result]], path: Path, x: tuple[str, floa
             if band is not None:
                 _line(axis, band, method, color, style)
         axis.set_xlabel(x[0])
+        if x[1] > 1000:
+            axis.xaxis.set_major_formatter(lambda place, _: f"{place / 1000:.0f}k")
         axis.set_ylim(0, 1)
     return _finish(figure, axes, path)
 
