@@ -23,6 +23,8 @@ __all__ = ["RunFigures"]
 _IDLE_SECONDS = 6 * 3600.0
 _FRESH_SECONDS = 1.0
 """Scrapes within this time share one look at the store: pages that watch a run ask as well."""
+_LOOK_SECONDS = 5.0
+"""Longest wait for the store; Prometheus gives a scrape ten seconds, and a scorer that waits too long counts as down."""
 _SEARCH_SECONDS = 60.0
 _ROUNDS = 8
 
@@ -109,9 +111,10 @@ class RunFigures:
         async with self._looking:
             if time.monotonic() >= self._next_look:
                 try:
-                    await self._read()
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        await self._read()
                     self._reachable = True
-                except Unavailable:
+                except (Unavailable, TimeoutError):
                     # What was so before may be so no longer, and an absent value misleads nobody.
                     self._seen, self._reachable = {}, False
                 self._next_look = time.monotonic() + _FRESH_SECONDS
