@@ -218,7 +218,7 @@ def test_names_follow_the_conventions_of_prometheus(busy):
         assert not re.search(r"_(ms|milliseconds|minutes|hours|mb|kb|mib|percent)\b", family.name), "a base unit"
         assert not family.name.endswith(("_count", "_sum", "_bucket")), "taken by histograms"
         if family.type == "histogram":
-            assert family.name.endswith("_seconds")
+            assert family.name.endswith(("_seconds", "_requests"))
     assert "_created" not in busy
 
 

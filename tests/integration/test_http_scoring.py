@@ -1,6 +1,7 @@
 """Scoring over the wire: what is answered and what is remembered."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import httpx
 import msgpack
@@ -238,3 +239,34 @@ def test_other_dims(client, dim):
     ranking = client.score(ids, rows, policy_version=0, projection=projection)
     wanted = dict(zip(ids, exact(rows), strict=True))
     assert ranking.alignments == pytest.approx([wanted[i] for i in ranking.problem_ids], abs=1e-4)
+
+
+def passes(scorer):
+    """How many passes over small requests there were, and over how many requests."""
+    with scorer.http() as http:
+        lines = dict(line.rsplit(" ", 1) for line in http.get("/metrics").text.splitlines() if not line.startswith("#"))
+    return [float(lines[f"gradalign_score_batch_requests_{part}"]) for part in ("count", "sum")]
+
+
+def test_small_requests_that_wait_share_a_pass_and_each_has_its_own_ranking(
+    run, scorer, problem_ids, sketches, projection
+):
+    alone = run.score(problem_ids, sketches, policy_version=2, projection=projection)
+    before = passes(scorer)
+    crowd = [f"busy-{i}" for i in range(1500)]
+    rows = np.random.default_rng(0).standard_normal((1500, sketches.shape[1])).astype(np.float16)
+    with ThreadPoolExecutor(13) as threads:
+        slow = threads.submit(run.score, crowd, rows, policy_version=2, projection=projection, strategy="diverse")
+        jobs = []
+        while not slow.done():
+            jobs += [
+                threads.submit(run.score, problem_ids, sketches, policy_version=2, projection=projection)
+                for _ in range(12)
+            ]
+            wait(jobs)
+    for job in jobs:
+        assert job.result().problem_ids == alone.problem_ids
+        assert job.result().alignments == alone.alignments
+    turns, requests = (now - then for now, then in zip(passes(scorer), before, strict=True))
+    assert requests == len(jobs) + 1
+    assert turns < requests

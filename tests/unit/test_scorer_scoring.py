@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from ranking_kit import by_id, cosines, matrix, rank, unit
+from ranking_kit import CPU, by_id, cosines, matrix, rank, request_of, unit
 
 from gradalign import InvalidValue, SketchMatrix
-from gradalign_scorer.scoring import NOT_FINITE
+from gradalign_scorer.scoring import NOT_FINITE, Evidence, Scored, Scoring, score, score_together
 
 RNG = np.random.default_rng(0)
 SKETCHES = RNG.standard_normal((30, 48))
@@ -208,3 +208,37 @@ def test_the_body_is_not_written_to():
     held = bytearray(data)
     rank(SketchMatrix(memoryview(held), 30, 48, "float32"), "diverse", validation=unit(VECTOR))
     assert held == bytes(data)
+
+
+@pytest.mark.parametrize("strategy", ["cosine", "learnalign", "diverse"])
+@pytest.mark.parametrize("dim", [48, 5000])
+def test_requests_that_are_scored_together_are_ranked_as_if_each_were_alone(strategy, dim):
+    """To the last bit: a repetition that meets other company must not change an order."""
+    vector = unit(RNG.standard_normal(dim))
+    sketches = [RNG.standard_normal((count, dim)) for count in (1, 30, 7, 64, 2)]
+    sketches[2][3] = np.nan
+    dtypes = ("float16", "float32", "bfloat16", "float16", "float32")
+    scorings = [
+        Scoring(request_of(rows, dtype=dtype), strategy, Evidence(np.zeros(len(rows)), np.zeros(len(rows)), None))
+        for rows, dtype in zip(sketches, dtypes, strict=True)
+    ]
+    together = score_together(scorings, vector, CPU)
+    for scoring, scored in zip(scorings, together, strict=True):
+        alone = score(scoring.request, strategy, vector, scoring.evidence, CPU)
+        assert isinstance(scored, Scored)
+        assert (scored.ids, scored.rejected) == (alone.ids, alone.rejected)
+        for column in ("priorities", "alignments", "weights", "norms"):
+            assert getattr(scored, column).tolist() == getattr(alone, column).tolist(), column
+
+
+def test_a_request_that_is_refused_does_not_harm_those_it_is_scored_with():
+    vector, zeros = unit(np.ones(8)), np.zeros(2)
+    fine, wrong = (
+        request_of(np.ones((2, 8))),
+        request_of(np.ones((2, 8)), dots=[9.0, 9.0], norms=[1.0, 1.0], dots_version=1),
+    )
+    results = score_together(
+        [Scoring(each, "cosine", Evidence(zeros, zeros, None)) for each in (fine, wrong, fine)], vector, CPU
+    )
+    assert isinstance(results[1], InvalidValue)
+    assert [result.ids for result in results if isinstance(result, Scored)] == [["p0", "p1"]] * 2

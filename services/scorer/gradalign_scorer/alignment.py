@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float64]
 
 # A block is converted to float32 and read again from the cache: 1 MiB.
 _CPU_BLOCK_ELEMENTS = 1 << 18
-_CUDA_BLOCK_ELEMENTS = 1 << 26
+_CUDA_BLOCK_ELEMENTS = 1 << 22
 _ROW_STEP = 16
 _GRAM_ROWS, _GRAM_COLUMNS = 128, 2048
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -52,31 +52,33 @@ class SketchRows:
         return self.matrices[0].dim
 
     def blocks(self, most: int) -> Iterator[tuple[slice, Tensor]]:
-        """Consecutive rows, at most `most` at a time: their place, and a CPU tensor [rows, dim] in the wire's dtype.
+        """Consecutive rows: their place, and a CPU tensor [rows, dim] in the wire's dtype.
 
-        A tensor is good until the next one is asked for.
+        None of them crosses a multiple of `most`, or the end of a matrix. A tensor is good until the next one is asked for.
         """
         done = 0
         for matrix in self.matrices:
-            for start, block in _blocks(matrix, most):
+            for start, block in _blocks(matrix, most, most - done % most):
                 yield slice(done + start, done + start + len(block)), block
             done += matrix.rows
 
 
-def _blocks(matrix: SketchMatrix, most: int) -> Iterator[tuple[int, Tensor]]:
+def _blocks(matrix: SketchMatrix, most: int, first: int) -> Iterator[tuple[int, Tensor]]:
     dtype = _DTYPES[matrix.dtype]
     row = matrix.dim * dtype.itemsize
     data = np.frombuffer(matrix.data, np.uint8)
     # torch takes misaligned memory without a word, and warns of memory it may not write: such blocks are copied.
     copied = matrix.data.readonly or data.ctypes.data % dtype.itemsize != 0
     staging = np.empty(min(most, matrix.rows) * row, np.uint8) if copied else data
-    for start in range(0, matrix.rows, most):
-        stop = min(start + most, matrix.rows)
+    start = 0
+    while start < matrix.rows:
+        stop = min(start + (most if start else first), matrix.rows)
         part = data[start * row : stop * row]
         if copied:
             staging[: len(part)] = part
             part = staging[: len(part)]
         yield start, torch.from_numpy(part).view(dtype).view(stop - start, matrix.dim)
+        start = stop
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,15 @@ class Products:
         columns = ([getattr(part, name) for part in parts] for name in ("dots", "norms", "finite"))
         return cls(*map(np.concatenate, columns))
 
+    def split(self, counts: Sequence[int]) -> list[Products]:
+        """The reverse of `joined`: parts of so many rows."""
+        ends = np.cumsum(counts)[:-1]
+        return [Products(*part) for part in zip(*(np.split(column, ends) for column in self._columns), strict=True)]
+
+    @property
+    def _columns(self) -> tuple[Floats, Floats, npt.NDArray[np.bool_]]:
+        return self.dots, self.norms, self.finite
+
     @property
     def signal(self) -> npt.NDArray[np.bool_]:
         """Finite rows that are not zero, [n]."""
@@ -111,29 +122,34 @@ class Products:
         return np.clip(quotient, -1.0, 1.0)
 
 
-def products(rows: SketchRows, vector: Tensor | None, device: torch.device, *, of: int | None = None) -> Products:
+def products(rows: SketchRows, vector: Tensor | None, device: torch.device) -> Products:
     """Products of every row with a vector, and the norms of the rows.
 
-    A row's result does not depend on where it stands: every block of a call has the same shape.
+    A row's result depends neither on where it stands nor on its neighbours: all blocks of a `dim` have the same shape, and
+    one is filled from as many matrices as it takes.
 
     Args:
         rows: [n, dim].
         vector: float32 [dim], or None for norms alone.
         device: to compute on.
-        of: number of rows that these are a part of; all parts of one request give the results that the whole would.
     """
     count = len(rows)
-    dots, squares = torch.zeros(count), torch.zeros(count)
-    most = _block_rows(of or count, rows.dim, device)
+    dots, squares = torch.zeros(count, device=device), torch.zeros(count, device=device)
+    most = _block_rows(rows.dim, device)
     buffer = torch.zeros(most, rows.dim, dtype=torch.float32, device=device)
     there = None if vector is None else vector.to(device, torch.float32)
     for place, block in rows.blocks(most):
-        filled = block.shape[0]
+        filled = place.start % most
         # Copied as it is and converted there: half the bytes on the way to a GPU.
-        buffer[:filled].copy_(block.to(device, non_blocking=True))
-        squares[place] = torch.linalg.vector_norm(buffer, dim=1)[:filled].square().cpu()
+        buffer[filled : filled + len(block)].copy_(block.to(device, non_blocking=True))
+        if place.stop % most and place.stop < count:
+            continue
+        done = slice(place.start - filled, place.stop)
+        size = done.stop - done.start
+        squares[done] = torch.linalg.vector_norm(buffer, dim=1)[:size].square()
         if there is not None:
-            dots[place] = (buffer @ there)[:filled].cpu()
+            dots[done] = (buffer @ there)[:size]
+    dots, squares = dots.cpu(), squares.cpu()
     result = Products(dots.double().numpy(), squares.double().sqrt().numpy(), np.ones(count, dtype=bool))
     ordinary = (squares > _SQUARE_LOW) & (squares < _SQUARE_HIGH) & torch.isfinite(dots)
     if not ordinary.all():
@@ -157,11 +173,9 @@ def _correct(result: Products, rows: SketchRows, vector: Tensor | None, odd: npt
         result.dots[where] = 0.0 if exact is None else (values @ exact).numpy()
 
 
-def _block_rows(count: int, dim: int, device: torch.device) -> int:
-    cpu = device.type == "cpu"
-    most = (_CPU_BLOCK_ELEMENTS if cpu else _CUDA_BLOCK_ELEMENTS) // dim
-    rows = max(_ROW_STEP, min(most, count))
-    return -(-rows // _ROW_STEP) * _ROW_STEP
+def _block_rows(dim: int, device: torch.device) -> int:
+    most = _CPU_BLOCK_ELEMENTS if device.type == "cpu" else _CUDA_BLOCK_ELEMENTS
+    return -(-max(1, most // dim) // _ROW_STEP) * _ROW_STEP
 
 
 def weighted_sum(rows: SketchRows, weights: Floats, device: torch.device) -> Tensor:
@@ -176,7 +190,7 @@ def weighted_sum(rows: SketchRows, weights: Floats, device: torch.device) -> Ten
     """
     total = torch.zeros(rows.dim, dtype=torch.float64, device=device)
     factors = torch.from_numpy(weights)
-    for place, block in rows.blocks(_block_rows(len(rows), rows.dim, device)):
+    for place, block in rows.blocks(_block_rows(rows.dim, device)):
         weight = factors[place]
         used = weight != 0
         # The weights may be as small as the rows are large: their product, not the rows, must fit float32.

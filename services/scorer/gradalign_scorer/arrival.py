@@ -42,7 +42,7 @@ async def arriving_products(
         stop = min(done + step, sketches.rows)
         await body.until(start + stop * row)
         piece = SketchRows([sketches.part(slice(done, stop))])
-        job = partial(products, piece, vector, engine.device, of=sketches.rows)
+        job = partial(products, piece, vector, engine.device)
         parts.append(await engine.run(partial(_summed, job, body, start + stop * row) if digested else job))
         done = stop
     await body.whole()

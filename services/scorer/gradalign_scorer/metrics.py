@@ -39,6 +39,7 @@ class Metrics:
         stage_seconds: parts of a /score.
         refresh_seconds: of a whole /refresh_validation.
         select_seconds: of a whole /select.
+        batches: sizes of the passes over the sketches of small requests.
     """
 
     def __init__(self) -> None:
@@ -61,6 +62,12 @@ class Metrics:
         )
         self.refresh_seconds = self._histogram("refresh", "A whole /refresh_validation.")
         self.select_seconds = self._histogram("select", "A whole /select.")
+        self.batches = Histogram(
+            "gradalign_score_batch_requests",
+            "Small requests that shared one pass over their sketches.",
+            buckets=(1, 2, 4, 8, 16),
+            registry=self.registry,
+        )
         # A series that begins at 1 shows no increase, so what alerts and graphs ask for begins at 0.
         for reason in ("internal", "overloaded", "unavailable"):
             self.refused.labels(reason)

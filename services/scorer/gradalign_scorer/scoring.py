@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from gradalign_scorer.reliability import Reliability, reliability
 from gradalign_scorer.strategies import STRATEGIES, Candidates
 from gradalign_scorer.weighting import group_weights
 
-__all__ = ["NOT_FINITE", "Evidence", "Scored", "score"]
+__all__ = ["NOT_FINITE", "Evidence", "Scored", "Scoring", "score", "score_together"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -64,6 +65,38 @@ class Scored:
     pass_rates: Floats | None
     rejected: list[RejectedProblem]
     reliability: Reliability | None
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """A request to rank, and what it takes; arguments as for `score`."""
+
+    request: ScoreRequest
+    strategy: str
+    evidence: Evidence
+
+
+def score_together(
+    requests: Sequence[Scoring], validation: Tensor | None, device: torch.device
+) -> list[Scored | Exception]:
+    """Rank the problems of several requests for one validation gradient, with one pass over all of their sketches.
+
+    Each is ranked as if it were alone: a request that is refused has its error in its place.
+
+    Args:
+        requests: with sketches of one `dim`.
+        validation: unit validation gradient, float32 [dim], or None.
+        device: to compute on.
+    """
+    matrices = [each.request.sketches for each in requests]
+    parts = products(SketchRows(matrices), validation, device).split([matrix.rows for matrix in matrices])
+    results: list[Scored | Exception] = []
+    for each, part in zip(requests, parts, strict=True):
+        try:
+            results.append(score(each.request, each.strategy, validation, each.evidence, device, parts=part))
+        except Exception as error:
+            results.append(error)
+    return results
 
 
 def score(

@@ -8,23 +8,25 @@ request stores nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gradalign import RefreshRequest, ScoreRequest, SelectRequest, Unavailable, ValidationMismatch, WireError
 from gradalign_scorer.aggregation import ValidationGradient, aggregate
-from gradalign_scorer.alignment import SketchRows
+from gradalign_scorer.alignment import Products, SketchRows
 from gradalign_scorer.arrival import arriving_products
 from gradalign_scorer.bodies import Body
 from gradalign_scorer.engine import Engine
 from gradalign_scorer.metrics import Metrics
 from gradalign_scorer.outcomes import refresh_commit, score_commit, selection_commit
 from gradalign_scorer.runfigures import RunFigures
-from gradalign_scorer.scoring import Evidence, score
+from gradalign_scorer.scoring import Evidence, Scored, Scoring, score, score_together
 from gradalign_scorer.selection import PickRule, StoredScores, pick
 from gradalign_scorer.store import (
     Commit,
@@ -41,6 +43,7 @@ from gradalign_scorer.validations import ValidationCache
 
 __all__ = ["Service"]
 
+T = TypeVar("T")
 _REFRESH_TRIES = 5
 
 
@@ -87,20 +90,38 @@ class Service:
                 _check_run(request, run)
                 validation = await self._validations.current(run) if run else None
                 _check_dots(request, validation)
-                evidence = await self._evidence(request, run)
             strategy = request.strategy or (run.strategy if run else "cosine")
             with self._metrics.stage("compute", body):
                 vector = None if validation is None else torch.tensor(validation.vector)
-                parts = await arriving_products(
-                    request.sketches, vector, body, self.engine, digested=request.request_id is not None
-                )
-                job = partial(score, request, strategy, vector, evidence, self.engine.device, parts=parts)
-                scored, digest = await asyncio.gather(self.engine.run(job), _digest(request, body))
+                async with _alongside(self._evidence(request, run)) as evidence:
+                    parts = await arriving_products(
+                        request.sketches, vector, body, self.engine, digested=request.request_id is not None
+                    )
+                scoring = Scoring(request, strategy, evidence.result())
+                scored, digest = await asyncio.gather(self._scored(scoring, run, vector, parts), _digest(request, body))
             with self._metrics.stage("commit"):
                 commit = score_commit(request, digest, strategy, validation, scored)
                 reply = await self.store.commit_scores(commit)
             self._count(commit)
             return reply
+
+    async def _scored(
+        self, scoring: Scoring, run: RunRecord | None, vector: Tensor | None, parts: Products | None
+    ) -> Scored:
+        device = self.engine.device
+        if parts is not None:
+            return await self.engine.run(
+                partial(score, scoring.request, scoring.strategy, vector, scoring.evidence, device, parts=parts)
+            )
+        # What a pass takes is one vector, and a version never changes within a run's incarnation.
+        version = (run.run_id, run.incarnation, run.validation_version) if run and vector is not None else None
+        kind = (version, scoring.request.projection.dim)
+
+        def together(scorings: Sequence[Scoring]) -> list[Scored | Exception]:
+            self._metrics.batches.observe(len(scorings))
+            return score_together(scorings, vector, device)
+
+        return await self.engine.run_together(kind, scoring, together)
 
     async def refresh(self, request: RefreshRequest, body: Body) -> bytes:
         """Replace the run's validation gradient; the `RefreshReply` in msgpack. Arguments and errors as for `score`."""
@@ -199,6 +220,18 @@ async def _digest(request: ScoreRequest | RefreshRequest | SelectRequest, body: 
         return b""
     await body.whole()
     return await asyncio.to_thread(body.digest)
+
+
+@asynccontextmanager
+async def _alongside(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """Do some work while the block runs: it is done when the block has ended, and ended where the block fails."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+        await task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 @contextmanager
