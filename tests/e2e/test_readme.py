@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from pageblocks import blocks_of
 
 from gradalign import Client
 from gradalign_trainer.arithmetic import CHARACTERS, arithmetic_problem
@@ -20,7 +21,7 @@ ADDRESS = "http://127.0.0.1:8000"
 
 
 def block(language):
-    return re.search(rf"```{language}\n(.*?)```", README, re.DOTALL).group(1)
+    return blocks_of(README, language)[0].code
 
 
 def test_the_curl_calls_answer_what_the_readme_says(scorer):
