@@ -144,6 +144,7 @@ def test_what_is_no_source_is_refused_in_our_own_words(load, value):
         ({"group_size": 1}, "group_size = 1"),
         ({"trackers": ["wand"]}, "tracking.trackers = ['wand']"),
         ({"temperature": 0}, "temperature = 0"),
+        ({"width": 100}, "model.width = 100"),
         ({"dtype": "float16"}, "model.dtype = 'float16'"),
     ],
 )

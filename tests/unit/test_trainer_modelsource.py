@@ -86,3 +86,10 @@ def test_a_folder_that_another_process_wrote_first_is_kept(tmp_path):
     kept = AutoModelForCausalLM.from_pretrained(folder)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), kept.parameters(), strict=True))
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_byte_model_has_the_size_asked_for(tmp_path):
+    folder = model_source(bytes_config(tmp_path, width=32, layers=3))
+    model, _ = load_policy(folder, device=torch.device("cpu"))
+    assert (model.config.hidden_size, model.config.num_hidden_layers, model.config.intermediate_size) == (32, 3, 96)
+    assert model_source(bytes_config(tmp_path)) != folder

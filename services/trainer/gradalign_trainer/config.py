@@ -46,6 +46,10 @@ def _bad_device(value: str) -> str | None:
     return None if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value) else "expected auto, cpu, mps, cuda or cuda:N"
 
 
+def _bad_width(value: int) -> str | None:
+    return None if value % 16 == 0 else "expected a multiple of 16"
+
+
 def _bad_url(value: str) -> str | None:
     return None if re.match(r"https?://.", value) else "expected a URL like http://127.0.0.1:8000"
 
@@ -78,6 +82,9 @@ class TrainConfig:
         model_cache: [model.cache] folder of models made on the spot.
         device: [model.device] `auto` (cuda where there is one, else cpu), or a torch device.
         dtype: [model.dtype] of the weights, `float32` or `bfloat16`.
+        width: [model.width] hidden width of a fresh `tiny-bytes` model, a multiple of 16; 512 with 12 layers has 41 million
+            parameters.
+        layers: [model.layers] its blocks.
         warm_start: [model.warm_start] problems to teach a fresh model by supervised training.
         warm_start_steps: [model.warm_start_steps] batches of 64 of them.
         pool: [data.pool] problems to choose from; forms of a source: docs/data.md.
@@ -139,6 +146,8 @@ class TrainConfig:
     model_cache: Path = field(default=Path("~/.cache/gradalign"), metadata=limits(key="model.cache"))
     device: str = field(default="auto", metadata=limits(key="model.device", check=_bad_device))
     dtype: str = field(default="float32", metadata=limits(key="model.dtype", choices=("float32", "bfloat16")))
+    width: int = field(default=64, metadata=limits(key="model.width", low=16, check=_bad_width))
+    layers: int = field(default=2, metadata=limits(key="model.layers", low=1))
     warm_start: DataSpec | None = field(default=None, metadata=limits(key="model.warm_start", check=_bad_sources))
     warm_start_steps: int = field(default=0, metadata=limits(key="model.warm_start_steps", low=0))
     pool: DataSpec = field(default="arithmetic:clean/pool", metadata=limits(key="data.pool", check=_bad_sources))

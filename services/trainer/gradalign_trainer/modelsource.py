@@ -7,9 +7,12 @@ import json
 import random
 from pathlib import Path
 
+import torch
+
 from gradalign_trainer.basemodel import BaseTraining, base_model
 from gradalign_trainer.config import TrainConfig
 from gradalign_trainer.datasets import load_problems
+from gradalign_trainer.models import pick_device
 from gradalign_trainer.problems import Problem
 from gradalign_trainer.progress import TellsProgress, no_progress
 from gradalign_trainer.supervised import padded_batch, save_once, train_supervised
@@ -49,12 +52,15 @@ def _byte_model(config: TrainConfig, cache: Path, progress: TellsProgress) -> Pa
         problems = list(load_problems(config.warm_start, seed=config.seed, part="warm_start").problems)
     steps = config.warm_start_steps if problems else 0
     content = json.dumps([[problem.prompt, problem.answer] for problem in problems])
-    recipe = json.dumps([RECIPE, config.seed, steps, WARM_BATCH, WARM_RATE])
+    recipe = json.dumps([RECIPE, config.seed, config.width, config.layers, steps, WARM_BATCH, WARM_RATE])
     folder = cache / f"bytes-{hashlib.sha256(f'{recipe}{content}'.encode()).hexdigest()[:12]}"
     if folder.is_dir():
         return folder
     tokenizer = byte_tokenizer()
-    model = tiny_model(tokenizer, seed=config.seed)
+    heads = max(4, config.width // 64)
+    size = {"hidden": config.width, "layers": config.layers, "heads": heads, "mlp": 3 * config.width}
+    model = tiny_model(tokenizer, seed=config.seed, **size)
+    torch.nn.Module.to(model, pick_device(config.device))
     rows = [
         (tokenizer(problem.prompt)["input_ids"], [*tokenizer(problem.answer)["input_ids"], tokenizer.eos_token_id])
         for problem in problems

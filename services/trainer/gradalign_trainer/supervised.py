@@ -60,7 +60,7 @@ def train_supervised(
         optimizer, lambda step: min(1.0, 1.0 - 0.9 * (step - half) / half) if half else 1.0
     )
     for step in range(steps):
-        ids, targets = draw()
+        ids, targets = (rows.to(model.device) for rows in draw())
         logits = model(input_ids=ids, use_cache=False).logits
         loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), ignore_index=IGNORED)
         optimizer.zero_grad(set_to_none=True)
