@@ -1,0 +1,1 @@
+"""GradAlign in other people's trainers, one package each."""
