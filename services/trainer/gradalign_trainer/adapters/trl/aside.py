@@ -1,0 +1,64 @@
+"""Scoring passes beside the training: rollouts that leave no trace in TRL's metrics."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from gradalign.errors import GradAlignError
+
+__all__ = ["aside", "scoring_batches"]
+
+
+@contextmanager
+def aside(trainer: Any, group_size: int) -> Iterator[None]:
+    """Within the block what a GRPOTrainer generates counts for nothing: no metric, no completion table, no tokens seen.
+
+    Args:
+        trainer: a `trl.GRPOTrainer`.
+        group_size: rollouts per problem.
+    """
+    metrics, logs, generations = trainer._metrics["train"], trainer._logs, trainer.num_generations
+    seen = trainer.state.num_input_tokens_seen
+    trainer._metrics["train"], trainer._logs = defaultdict(list), copy.deepcopy(logs)
+    trainer.num_generations = group_size
+    try:
+        yield
+    finally:
+        trainer._metrics["train"], trainer._logs, trainer.num_generations = metrics, logs, generations
+        trainer.state.num_input_tokens_seen = seen
+
+
+def scoring_batches(
+    rows: Sequence[Mapping[str, Any]], *, group_size: int, batch_rows: int, processes: int, process: int
+) -> Iterator[list[dict[str, Any]]]:
+    """This process's rows of each scoring batch, every problem `group_size` times in a row, as RepeatSampler has them.
+
+    All batches are of one size, of as many problems as a generation batch has room for; the last is filled up with problems
+    from the beginning.
+
+    Args:
+        rows: one for each problem.
+        group_size: rollouts per problem.
+        batch_rows: rollouts of a generation batch, over all processes.
+        processes: how many there are.
+        process: which this one is.
+
+    Raises:
+        GradAlignError: a batch does not divide among the processes.
+    """
+    problems = min(max(1, batch_rows // group_size), len(rows))
+    while (problems * group_size) % processes:
+        problems += 1
+        if problems > processes * len(rows):
+            raise GradAlignError(
+                f"{group_size} rollouts of {len(rows)} problems do not divide among {processes} processes."
+            )
+    share = problems * group_size // processes
+    for start in range(0, len(rows), problems):
+        wanted = [rows[number % len(rows)] for number in range(start, start + problems)]
+        repeated = [dict(row) for row in wanted for _ in range(group_size)]
+        yield repeated[process * share : (process + 1) * share]

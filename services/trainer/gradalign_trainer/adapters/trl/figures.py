@@ -1,0 +1,35 @@
+"""What is logged of a batch, under `gradalign/`."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from gradalign.replies import Ranking
+from gradalign_trainer.adapters.trl.link import ScorerLink
+
+__all__ = ["batch_figures"]
+
+
+def batch_figures(link: ScorerLink, ranking: Ranking | None) -> dict[str, float]:
+    """Figures of a batch by name.
+
+    Args:
+        link: to the scorer.
+        ranking: of the batch; None where it went without the scorer.
+    """
+    figures = {
+        "fallback": float(ranking is None),
+        "fallbacks": float(link.fallbacks),
+        "seconds_scorer": link.seconds,
+    }
+    if link.validation is not None:
+        figures["coherence"] = link.validation.coherence
+    if ranking is None:
+        return figures
+    figures["weight"] = fmean(ranking.weights)
+    figures["no_signal"] = len(ranking.no_signal) / len(ranking.problem_ids)
+    if ranking.alignments:
+        figures["alignment"] = fmean(ranking.alignments)
+    if ranking.reliability is not None:
+        figures["reliability"] = ranking.reliability
+    return figures

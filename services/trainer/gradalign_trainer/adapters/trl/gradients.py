@@ -1,0 +1,121 @@
+"""The policy gradients of a generation batch's groups, as sketches out of a few batched backwards.
+
+The gradient is GRPO's at ratio 1, `-sum_i A_i sum_t grad log pi(y_it)` with TRL's own advantages, at the temperature of
+sampling: the part of TRL's loss that the rewards speak through. KL penalty, entropy bonus and clipping are left out.
+TRL's fused LM head is an autograd function of its own, which capture cannot take apart, so the model's plain forward runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradalign.errors import SketchError
+from gradalign.sketch import Capture, Sketcher
+
+__all__ = ["GroupMeter"]
+
+logger = logging.getLogger(__name__)
+
+
+class GroupMeter:
+    """Takes the gradients of one policy.
+
+    Args:
+        model: the policy, without the wrapper of DDP.
+        sketcher: made for it.
+        rows: rollouts in one forward and backward; bounds memory.
+        temperature: of sampling.
+        autocast: makes the context of a forward.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        sketcher: Sketcher,
+        *,
+        rows: int,
+        temperature: float,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self._model, self._sketcher, self._rows = model, sketcher, rows
+        self._temperature, self._autocast = temperature, autocast
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._keeps = "logits_to_keep" in inspect.signature(base.forward).parameters
+        self._captures = True
+
+    def measure(self, batch: Mapping[str, Any], groups: Tensor, count: int) -> Tensor:
+        """The gradients of the groups as far as this process holds their rollouts; `.grad` is left as it was.
+
+        Args:
+            batch: what TRL's `_generate_and_score_completions` gave.
+            groups: int64 [B], the group of each rollout.
+            count: how many groups there are.
+
+        Returns:
+            float32 [count, dim] on the model's device, not yet over the groups' tokens. Zero where no rollout has an
+            advantage, or the gradient is not finite (with a warning: it must not stop the run).
+        """
+        rows = (batch["advantages"] != 0).nonzero()[:, 0]
+        total = torch.zeros(count, self._sketcher.dim, device=groups.device)
+        if not len(rows):
+            return total
+        if self._captures:
+            try:
+                return self._captured(batch, groups, rows, count)
+            except SketchError as error:
+                logger.warning("This batch takes one backward a group, which is slower: %s", error)
+                total, faulty = self._one_by_one(batch, groups, rows, total)
+                self._captures = bool(faulty)
+                return total
+        return self._one_by_one(batch, groups, rows, total)[0]
+
+    def _captured(self, batch: Mapping[str, Any], groups: Tensor, rows: Tensor, count: int) -> Tensor:
+        done: Capture | None = None
+        for part in rows.split(self._rows):
+            capture = self._sketcher.capture(groups[part], problems=count, keep_grad=False, onto=done)
+            with capture:
+                self._loss(batch, part).backward()
+            done = capture
+        assert done is not None
+        return done.sketches.float()
+
+    def _one_by_one(self, batch: Mapping[str, Any], groups: Tensor, rows: Tensor, total: Tensor) -> tuple[Tensor, int]:
+        """As `measure`, and how many gradients were not finite."""
+        kept = [(parameter, parameter.grad) for _, parameter in self._sketcher.named()]
+        faulty = 0
+        for group in groups[rows].unique().tolist():
+            for parameter, _ in kept:
+                parameter.grad = None
+            for part in rows[groups[rows] == group].split(self._rows):
+                self._loss(batch, part).backward()
+            try:
+                total[group] = self._sketcher.from_grads().to(total)
+            except SketchError as error:
+                logger.warning("A group counts as without a signal: %s", error)
+                faulty += 1
+        for parameter, gradient in kept:
+            parameter.grad = gradient
+        return total, faulty
+
+    def _loss(self, batch: Mapping[str, Any], rows: Tensor) -> Tensor:
+        prompts, completions = batch["prompt_ids"][rows], batch["completion_ids"][rows]
+        lived = batch["completion_mask"][rows]
+        longest = max(int(lived.any(0).nonzero().max()) + 1 if lived.any() else 1, 1)
+        completions, lived = completions[:, :longest], lived[:, :longest]
+        ids = torch.cat([prompts, completions], dim=1)
+        mask = torch.cat([batch["prompt_mask"][rows], lived], dim=1)
+        with self._autocast():
+            keep = {"logits_to_keep": longest + 1} if self._keeps else {}
+            logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False, **keep).logits
+        logits = logits[:, -longest - 1 : -1].float() / self._temperature
+        said = torch.log_softmax(logits, dim=-1).gather(-1, completions[..., None])[..., 0]
+        counted = lived * batch["tool_mask"][rows, :longest] if "tool_mask" in batch else lived
+        loss: Tensor = -((said * counted).sum(1) * batch["advantages"][rows]).sum()
+        return loss
