@@ -26,8 +26,10 @@ PART, COMMIT, REPEATS = 4000, 2000, 15
 
 
 def scores(run_id: str, ids: list[str], version: int, *, request_id: str | None = None) -> ScoreCommit:
-    """A commit of random alignments."""
-    values = np.random.default_rng(version).normal(size=len(ids))
+    """A commit of random alignments, best first as the service sends them."""
+    random = np.random.default_rng(version)
+    values = np.sort(random.normal(size=len(ids)))[::-1]
+    ids = random.permutation(ids).tolist()
     return ScoreCommit(
         run_id=run_id,
         policy_version=version,
