@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from gradalign import InvalidValue, NotFound, Unavailable
+from gradalign_scorer.store import EmbeddedServer, RunStore
 from gradalign_scorer.store.keys import RUNS, RunKeys
 
 
@@ -30,6 +31,79 @@ def test_pages_list_every_problem_once_best_first_ties_by_id(kit, limit):
     rows = kit.run(go)
     assert [row.problem_id for row in rows] == sorted(values, key=lambda i: (-values[i], i))
     assert [row.priority for row in rows] == sorted(values.values(), reverse=True)
+
+
+def left_unsorted(store):
+    """The same store, as if its process were killed right behind each reply."""
+    store._sorting.soon = lambda run_id: None
+    return store
+
+
+def test_an_order_that_was_left_behind_is_put_right_by_whoever_reads_it(kit):
+    async def go(store):
+        killed = left_unsorted(RunStore.connect(kit.url))
+        for version in range(3):
+            await killed.commit_scores(
+                kit.scores({f"p{i}": float((i * 7 + version) % 10) for i in range(10)}, version=version)
+            )
+        await killed.commit_scores(kit.scores({"p3": 100.0, "new": -1.0}, version=3))
+        await killed.close()
+        assert await store._redis.llen(RunKeys(kit.run_id).unsorted) == 4
+        outline = await store.outline(kit.run_id, 2, 3)
+        rows = await pages(kit, store, 4)
+        assert not await store._redis.exists(RunKeys(kit.run_id).unsorted)
+        return rows, outline, await store.run_state(kit.run_id)
+
+    rows, outline, state = kit.run(go)
+    wanted = {f"p{i}": float((i * 7 + 2) % 10) for i in range(10)} | {"p3": 100.0, "new": -1.0}
+    assert [row.problem_id for row in rows] == sorted(wanted, key=lambda i: (-wanted[i], i))
+    assert [row.priority for row in rows] == sorted(wanted.values(), reverse=True)
+    assert [row.problem_id for row in outline.best] == ["p3", rows[1].problem_id]
+    assert state.problems == 11
+
+
+def test_an_order_is_put_right_without_a_reader(kit):
+    async def go(store):
+        await store.commit_scores(kit.scores({"a": 1.0, "b": 2.0}))
+        await store.commit_scores(kit.scores({"b": 0.5}))
+        await store.settle()
+        return await store._redis.zrange(RunKeys(kit.run_id).priorities, 0, -1, withscores=True)
+
+    assert kit.run(go) == [(b"a", -1.0), (b"b", -0.5)]
+
+
+def test_what_waits_to_be_put_in_order_is_part_of_a_snapshot_and_goes_with_a_deletion(kit):
+    async def go(store):
+        killed = left_unsorted(RunStore.connect(kit.url))
+        await killed.commit_scores(kit.scores({"a": 1.0, "b": 2.0}))
+        await killed.snapshot(kit.run_id, "s")
+        await store.commit_scores(kit.scores({"a": 5.0, "later": 3.0}))
+        await store.settle()
+        await killed.restore(kit.run_id, "s")
+        restored = [row.problem_id for row in await pages(kit, store, 10)], (await store.run_state(kit.run_id)).problems
+        await killed.commit_scores(kit.scores({"ghost": 1.0}))
+        await killed.delete_run(kit.run_id)
+        await killed.close()
+        await store.commit_scores(kit.scores({"c": 0.0}))
+        return restored, [row.problem_id for row in await pages(kit, store, 10)]
+
+    assert kit.run(go) == ((["b", "a"], 2), ["c"])
+
+
+def test_a_store_that_takes_no_writes_shows_the_order_as_it_is(kit):
+    async def go(store):
+        await store.commit_scores(kit.scores({"a": 1.0, "b": 2.0}))
+        await store.settle()
+        await left_unsorted(store).commit_scores(kit.scores({"a": 3.0}))
+        await store._redis.config_set("maxmemory", 1)
+        try:
+            behind = [row.problem_id for row in await pages(kit, store, 10)]
+        finally:
+            await store._redis.config_set("maxmemory", 0)
+        return behind, [row.problem_id for row in await pages(kit, store, 10)]
+
+    with EmbeddedServer(None) as server:
+        assert kit.run(go, url=server.url) == (["b", "a"], ["a", "b"])
 
 
 def test_a_problem_that_stays_is_on_one_page_whatever_moves(kit):

@@ -102,6 +102,10 @@ def stored(raw_store: redis.Redis) -> Callable[[], dict[bytes, bytes | None]]:
     """A dump of everything that is stored, to compare before and after."""
 
     def dump() -> dict[bytes, bytes | None]:
+        deadline = time.monotonic() + 10
+        while any(b":snapshot:" not in key for key in raw_store.keys("*:unsorted")):
+            assert time.monotonic() < deadline, "what was committed is put in order behind its reply"
+            time.sleep(0.005)
         keys = sorted(raw_store.keys("*"))
         with raw_store.pipeline(transaction=False) as pipe:
             for key in keys:

@@ -1,8 +1,8 @@
--- KEYS: meta, reply, problems, priorities, validations, rounds.
+-- KEYS: meta, reply, problems, unsorted, validations, rounds.
 -- ARGV[2]: a row for each problem; ARGV[3]: the ids, in the order of the rows, a msgpack array.
 -- All values are read, computed and only then written, within this script: concurrent writers lose nothing, and a
 -- failure leaves nothing half-written.
-local problems_key, priorities_key, validations_key, rounds_key = KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local problems_key, unsorted_key, validations_key, rounds_key = KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local ROW = '<fdfBB'
 local ROW_SIZE = struct.size(ROW)
 
@@ -12,7 +12,7 @@ if request.validation_version > 0 and
 end
 
 local ids = cmsgpack.unpack(ARGV[3])
-local records, writes, ranks = read_records(problems_key, ids), {}, {}
+local records, writes, fresh = read_records(problems_key, ids), {}, 0
 for i = 1, #ids do
   local alignment, priority, pass_rate, signal, selected = struct.unpack(ROW, ARGV[2], (i - 1) * ROW_SIZE + 1)
   local sum, weight, selected_version, scored, picked, earlier = 0, 0, -1, 0, 0, ''
@@ -34,8 +34,7 @@ for i = 1, #ids do
   writes[2 * i - 1] = ids[i]
   writes[2 * i] = struct.pack(HEAD, alignment, priority, pass_rate, sum, weight, request.policy_version,
     selected_version, scored + 1, picked) .. earlier
-  ranks[2 * i - 1] = exact(-priority)
-  ranks[2 * i] = ids[i]
+  if scored == 0 then fresh = fresh + 1 end
 end
 
 begin()
@@ -48,5 +47,6 @@ if request.spread_weight > 0 then
   end
 end
 write_pairs('HSET', problems_key, writes)
-write_pairs('ZADD', priorities_key, ranks)
+if fresh > 0 then redis.call('HINCRBY', meta, 'problems', fresh) end
+if #ids > 0 then redis.call('RPUSH', unsorted_key, ARGV[3]) end
 return finish(rounds_key)

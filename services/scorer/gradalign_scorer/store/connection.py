@@ -33,6 +33,7 @@ _SCRIPTS = {
     "commit_scores": ("", ("replies", "guard", "problem", "commit_scores")),
     "commit_refresh": ("", ("replies", "guard", "commit_refresh")),
     "commit_selection": ("", ("replies", "guard", "problem", "commit_selection")),
+    "sort": ("", ("problem", "sort")),
     "snapshot": ("", ("snapshot",)),
     "delete_run": (" flags=allow-oom", ("delete_run",)),  # deleting is what helps a full store
     "stored_reply": (" flags=no-writes", ("replies", "stored_reply")),

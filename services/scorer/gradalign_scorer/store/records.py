@@ -20,12 +20,10 @@ class RunRecord:
     Attributes:
         run_id: the training job.
         fields: the meta hash, decoded.
-        problems: how many problems were ever scored; None where it was not asked for.
     """
 
     run_id: str
     fields: Mapping[str, str]
-    problems: int | None = None
 
     @property
     def projection_id(self) -> str | None:
@@ -91,7 +89,7 @@ class RunRecord:
             validation_problems=int(get("validation_problems", 0)),
             coherence=_float_or_none(get("coherence")),
             reliability=_float_or_none(get("reliability")),
-            problems=self.problems or 0,
+            problems=int(get("problems", 0)),
             rounds=int(get("rounds", 0)),
             created_at=float(get("created_at", 0)),
             updated_at=float(get("updated_at", 0)),

@@ -21,6 +21,7 @@ from gradalign_scorer.store.problems import ProblemColumns, problem_state
 from gradalign_scorer.store.records import RunRecord
 from gradalign_scorer.store.refusals import commit_refusal, fenced, request_id_reused, run_not_found
 from gradalign_scorer.store.snapshots import copy_run, delete_run
+from gradalign_scorer.store.sorting import Sorting
 from gradalign_scorer.store.validations import ValidationRecord
 
 __all__ = ["RunStore", "VersionTakenError"]
@@ -52,6 +53,7 @@ class RunStore:
     def __init__(self, connection: Connection, *, reply_ttl: int = REPLY_TTL) -> None:
         self._connection = connection
         self._redis = connection.client
+        self._sorting = Sorting(connection)
         self._reply_ttl = reply_ttl
 
     @classmethod
@@ -72,7 +74,12 @@ class RunStore:
 
     async def close(self) -> None:
         """Close the connections."""
+        await self._sorting.close()
         await self._connection.close()
+
+    async def settle(self) -> None:
+        """Return once the order of every run has what this process committed."""
+        await self._sorting.settle()
 
     async def ping(self) -> None:
         """Return once the server answers; Unavailable if it does not within two seconds, as a probe needs it."""
@@ -146,8 +153,10 @@ class RunStore:
             Fenced, RequestIdReused, StalePolicy, ProjectionMismatch, ValidationMissing: nothing was stored.
         """
         keys = RunKeys(commit.run_id)
-        names = [keys.problems, keys.priorities, keys.validations, keys.rounds]
-        return await self._commit("commit_scores", names, commit)
+        names = [keys.problems, keys.unsorted, keys.validations, keys.rounds]
+        reply = await self._commit("commit_scores", names, commit)
+        self._sorting.soon(commit.run_id)
+        return reply
 
     async def commit_refresh(self, commit: RefreshCommit) -> bytes:
         """Store a validation gradient and make it the current one; the reply to send.
@@ -231,10 +240,10 @@ class RunStore:
         async with self._connection.guarded(), self._redis.pipeline(transaction=False) as pipe:
             for run_id in run_ids:
                 pipe.hgetall(RunKeys(run_id).meta)
-                pipe.zcard(RunKeys(run_id).priorities)
             values = await pipe.execute()
-        found = zip(run_ids, values[::2], values[1::2], strict=True)
-        return [RunRecord(run_id, _texts(raw), problems).state() if raw else None for run_id, raw, problems in found]
+        return [
+            RunRecord(run_id, _texts(raw)).state() if raw else None for run_id, raw in zip(run_ids, values, strict=True)
+        ]
 
     async def page_problems(self, run_id: str, cursor: str | None, limit: int) -> ProblemPage:
         """Problems by priority, best first and ties by id; from behind the cursor, or from the first for None.
@@ -245,6 +254,7 @@ class RunStore:
             NotFound: no such run.
             InvalidValue: the cursor is not the `next` of a page.
         """
+        await self._sorting.now(run_id)
         keys = RunKeys(run_id)
         names = [keys.meta, keys.priorities, keys.problems]
         arguments = [limit, *(decode_cursor(cursor) if cursor else ())]
@@ -258,6 +268,7 @@ class RunStore:
     async def outline(self, run_id: str, ends: int, sample: int) -> RankingOutline:
         """The ends of the ranking and an even sample of it, whatever its length; NotFound for a run never seen."""
         await self.run_state(run_id)
+        await self._sorting.now(run_id)
         return await outline(self._connection, run_id, ends, sample)
 
     async def problem(self, run_id: str, problem_id: str) -> ProblemState:
