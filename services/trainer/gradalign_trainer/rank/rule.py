@@ -93,7 +93,7 @@ class Rule:
         """The value of the loss at ratio 1: of `reference`, the mean over mini-batches of 8 times the token mean."""
         pieces = list(self.pieces(rows, offset))
         total = -sum(piece.scale * row.advantage * row.tokens for piece in pieces for row in piece.rows)
-        return total if self.name == "group" else total * self.ranks / max(len(pieces), 1)
+        return (total if self.name == "group" else total * self.ranks / max(len(pieces), 1)) + 0.0  # never -0.0
 
 
 def _parts(rows: Sequence[Row], size: int) -> Iterator[tuple[Row, ...]]:
