@@ -66,7 +66,7 @@ class GradAlignConfig:
     validation_dataset: Any = field(metadata=limits(check=_rows))
     use: str = field(default="weight", metadata=limits(choices=USES))
     strategy: str = field(default="cosine", metadata=limits(choices=STRATEGIES))
-    refresh_every: int = field(default=10, metadata=limits(low=1))
+    refresh_every: int = field(default=5, metadata=limits(low=1))
     validation_rollouts: int | None = field(default=None, metadata=limits(low=2))
     aggregation: str = field(default="pooled", metadata=limits(choices=AGGREGATIONS))
     dim: int = field(default=8192, metadata=limits(low=1, high=1 << 20))
