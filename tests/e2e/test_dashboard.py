@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
-import threading
+import subprocess
+import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ FLAGS = [
 ]  # fmt: skip
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 FOLDER = os.environ.get("GRADALIGN_SCREENSHOTS")  # to make those of docs/ anew
+
+CONFIG = Path(__file__).parents[2] / "services/trainer/configs/demo-inverted.toml"
 
 pytestmark = [
     pytest.mark.slow,
@@ -75,6 +79,14 @@ def tile(page, name):
 def wait_for_round(page, number):
     page.wait_for_function(
         "n => document.querySelector('[data-part=span]')?.textContent.includes(`to ${n} of`)", arg=number
+    )
+
+
+def wait_past_round(page, number):
+    """As above, where rounds come faster than the page draws."""
+    page.wait_for_function(
+        "n => Number(document.querySelector('[data-part=span]')?.textContent.match(/to ([0-9,]+) of/)?.[1] ?? 0) >= n",
+        arg=number,
     )
 
 
@@ -260,22 +272,94 @@ def test_the_first_paint_comes_within_a_second(open_page, scorer, live):
     assert min(times) < 1000
 
 
+@contextmanager
+def trained(url, run_id, output, *changes):
+    """A `gradalign train` of the demo's `inverted`, as a process of its own, under way; it must end well."""
+    settings = [f"scorer.url={url}", f"run_id={run_id}", f"output={output}", *changes]
+    command = [sys.executable, "-m", "gradalign", "train", str(CONFIG), "--quiet"]
+    with (output.parent / f"{run_id}.log").open("w+b") as log:
+        process = subprocess.Popen(
+            [*command, *(word for setting in settings for word in ("--set", setting))], stdout=log, stderr=log
+        )
+        try:
+            yield process
+            status = process.wait(timeout=120)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        log.seek(0)
+        assert status == 0, log.read().decode()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_trainer_is_watched_while_it_trains(open_page, scorer, base, run_id, tmp_path, size):
+    page = open_page(size, color_scheme="dark" if size == "phone" else "light")
+    page.goto(f"{scorer.url}/")
+    with trained(scorer.url, run_id, tmp_path / "run", f"model.path={base}", "rounds=6") as process:
+        page.set_default_timeout(60_000)
+        page.get_by_role("link", name=run_id).click()  # by itself it appears, with the first request
+        wait_past_round(page, 1)
+        assert process.poll() is None  # the page is ahead of the trainer's end
+        opener = page.locator("[data-part=best] button").first
+        opener.click()
+        dialog = page.get_by_role("dialog")
+        dialog.locator("table").wait_for()
+        page.keyboard.press("Escape")
+        page.locator("#figure-alignment summary").click()
+        page.locator("#figure-alignment tbody tr").first.wait_for()
+        wait_past_round(page, 4)
+        assert process.poll() is None
+    with Client(scorer.url, run_id=run_id) as client:
+        state, rounds, outline = client.run(), client.rounds(limit=1000), client.outline()
+        wait_for_round(page, rounds[-1].round)
+        scores = [record for record in rounds if record.kind == "score"]
+        assert len(scores) == 6
+        age = state.policy_version - state.validation_policy_version
+        wanted = {
+            "policy version": str(state.policy_version),
+            "alignment, median": number(scores[-1].summary["alignment_quantiles"][3]),
+            "validation age": str(age),
+            "coherence": number(state.coherence),
+            "reliability": number(state.reliability),
+            "problems": str(state.problems),
+        }
+        settled = time.monotonic() + 20  # the state is asked for less often than rounds come
+        while (shown := {name: tile(page, name) for name in wanted}) != wanted:
+            assert time.monotonic() < settled, (shown, wanted)
+            time.sleep(0.2)
+        assert page.locator("[data-part=warnings] li").all_inner_texts() == [w.message for w in state.warnings]
+        for part, ends in (("best", outline.best), ("worst", outline.worst)):
+            shown = [[row.problem_id, number(row.alignment)] for row in ends]
+            deadline = time.monotonic() + 20
+            while [row[:2] for row in table(page, part)] != shown:
+                assert time.monotonic() < deadline, (table(page, part), shown)
+                time.sleep(0.2)
+    figures = page.locator("main figure").all()
+    assert len(figures) == 10
+    for figure in figures:
+        assert figure.locator("canvas").count() == 1, figure.inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") == SIZES[size][0]
+
+
 @pytest.mark.skipif(FOLDER is None, reason="GRADALIGN_SCREENSHOTS names the folder to write them to")
-@pytest.mark.parametrize(("size", "height"), [("desktop", 1288), ("phone", 1192)])
-def test_screenshots(open_page, start_scorer, size, height):
+def test_screenshots(open_page, start_scorer, tmp_path):
+    """The demo's run of `inverted` by alignment, all of it, at the end of its twenty rounds."""
     process = start_scorer(redis_url=None)
-    with Client(process.url, run_id="made-up-gradients") as client:
-        live = LiveRun(client, problems=1200)
-        live.rounds(30, pause=0.8)
-        page = open_page(size, color_scheme="dark" if size == "phone" else "light")
-        page.goto(f"{process.url}/#/runs/made-up-gradients")
-        thread = threading.Thread(target=live.rounds, args=(8,), kwargs={"pause": 0.8, "refresh_every": 99})
-        thread.start()
-        thread.join()
-        live.version += 28
-        live.round()
-        page.get_by_text("policy versions old").first.wait_for()
-        page.wait_for_timeout(6000)
-        path = Path(FOLDER) / f"dashboard-{size}.png"
+    run = "demo-inverted-cosine"
+    pages = {}
+    for size, scheme in (("desktop", "light"), ("phone", "dark"), ("desktop", "dark"), ("phone", "light")):
+        page = pages[size, scheme] = open_page(size, color_scheme=scheme)
+        page.goto(f"{process.url}/")
+    with trained(process.url, run, tmp_path / "run"):
+        for page in pages.values():
+            page.set_default_timeout(300_000)
+            page.get_by_role("link", name=run).click()
+    for (size, scheme), page in pages.items():
+        wait_for_round(page, 40)
+        page.wait_for_timeout(6000)  # the ranking is asked for less often than rounds come
+        named = size if (size, scheme) in (("desktop", "light"), ("phone", "dark")) else f"{size}-{scheme}"
+        path = Path(FOLDER) / f"dashboard-{named}.png"
+        height = {"desktop": 1288, "phone": 1192}[size]
         page.screenshot(path=path, full_page=True, clip={"x": 0, "y": 0, "width": SIZES[size][0], "height": height})
         assert path.stat().st_size < 300_000
