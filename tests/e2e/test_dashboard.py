@@ -322,7 +322,7 @@ def test_a_trainer_is_watched_while_it_trains(open_page, scorer, base, run_id, t
             "validation age": str(age),
             "coherence": number(state.coherence),
             "reliability": number(state.reliability),
-            "problems": str(state.problems),
+            "problems": f"{state.problems:,}",
         }
         settled = time.monotonic() + 20  # the state is asked for less often than rounds come
         while (shown := {name: tile(page, name) for name in wanted}) != wanted:
