@@ -17,7 +17,7 @@ from gradalign_scorer.store import (
     ValidationRecord,
 )
 
-pytest_plugins = ["scorers"]
+pytest_plugins = ["collector", "scorers"]
 
 PROJECTION = Projection(dim=8, seed=0, parameters="ab" * 32)
 

@@ -37,6 +37,7 @@ WRONG = {
     "grace_seconds": [("0", "greater than 0"), ("inf", "finite")],
     "log_level": [("loud", "'debug'")],
     "log_format": [("xml", "'json'")],
+    "tracing": [],  # a flag too
 }
 CASES = [(name, value, words) for name, cases in WRONG.items() for value, words in cases]
 
@@ -63,7 +64,10 @@ def test_as_a_flag(serve, name, value, words):
     check(serve(*others, f"--{name.replace('_', '-')}={value}"), name, words)
 
 
-@pytest.mark.parametrize(("name", "value", "words"), [*CASES[:6:2], ("insecure", "perhaps", "boolean"), *CASES[-2:]])
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [*CASES[:6:2], ("insecure", "perhaps", "boolean"), *CASES[-2:]],
+)
 def test_as_a_variable(serve, name, value, words):
     others = {"PORT": "0", "REDIS_URL": "redis://127.0.0.1:1", "INSECURE": "1", name.upper(): value}
     check(serve(**others), name, words)

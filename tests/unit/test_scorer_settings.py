@@ -23,6 +23,7 @@ NUMBERS = {
 OTHERS = {
     "redis_url": ("localhost:6379", "http://localhost", "REDIS", "redis://host:port"),
     "insecure": ("perhaps",),
+    "tracing": ("2", "otlp"),
     "log_level": ("loud", "INFO "),
 }
 FAULTS = [(name, value) for name, values in {**NUMBERS, **OTHERS}.items() for value in values]

@@ -7,10 +7,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -41,11 +43,16 @@ from gradalign_scorer.store import RunStore
 from gradalign_scorer.streams import Streams
 from gradalign_scorer.validations import ValidationCache
 
+if TYPE_CHECKING:
+    from gradalign_scorer.tracing import Tracing
+
 __all__ = ["create_app"]
 
 _LOG = logging.getLogger(__name__)
 _LAST_SECONDS = 1.0
 """For the compute thread to end: whoever waited for it had the grace to do so, and is gone."""
+_FLUSH_SECONDS = 5.0
+"""For the last spans, within the grace; where that is used up, `_LAST_SECONDS`."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -71,6 +78,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(KeyGate, keys=context.keys)
     app.add_middleware(RequestCounter, metrics=context.metrics)
     app.add_middleware(RequestLog)
+    if context.tracing is not None:
+        from gradalign_scorer.tracing import RequestTracer
+
+        app.add_middleware(RequestTracer, tracing=context.tracing)
     for router in WIRE:
         app.include_router(router)
         app.include_router(router, prefix="/v1", include_in_schema=False)
@@ -97,7 +108,19 @@ def _context(settings: Settings, redis_url: str) -> Context:
         run_figures=figures,
         keys=KeyRing(settings.keys(), settings.api_key_file),
         streams=Streams(store, settings.max_streams),
+        tracing=_tracing() if settings.tracing else None,
     )
+
+
+def _tracing() -> Tracing:
+    try:
+        from gradalign_scorer.tracing import Tracing
+    except ImportError as error:
+        raise SettingsError(
+            f"GRADALIGN_TRACING (--tracing) is on, and OpenTelemetry is not installed ({error}); "
+            "`pip install 'gradalign[otel]'`, or turn it off."
+        ) from None
+    return Tracing()
 
 
 @asynccontextmanager
@@ -111,9 +134,22 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         context.draining = True
-        if not context.engine.close(_LAST_SECONDS):
-            _LOG.error("the compute thread did not end within %g s", _LAST_SECONDS)
+        await asyncio.gather(_end_engine(context.engine), _end_tracing(context))
         await context.store.close()
+
+
+async def _end_engine(engine: Engine) -> None:
+    if not await asyncio.to_thread(engine.close, _LAST_SECONDS):
+        _LOG.error("the compute thread did not end within %g s", _LAST_SECONDS)
+
+
+async def _end_tracing(context: Context) -> None:
+    if context.tracing is None:
+        return
+    left = _FLUSH_SECONDS if context.ends_at is None else context.ends_at - time.monotonic()
+    seconds = max(_LAST_SECONDS, min(_FLUSH_SECONDS, left))
+    if not await context.tracing.close(seconds):
+        _LOG.warning("dropped the last spans, which their exporter did not take within %g s", seconds)
 
 
 def _warm_up(device: torch.device, threads: int) -> None:

@@ -17,6 +17,7 @@ from gradalign_scorer.admission import Admission, Place
 from gradalign_scorer.buffers import BufferPool
 from gradalign_scorer.directbody import direct_body
 from gradalign_scorer.negotiation import mark_body_read
+from gradalign_scorer.requestlog import note_stage
 from gradalign_scorer.settings import Settings
 
 __all__ = ["Body", "BodyReader"]
@@ -132,6 +133,14 @@ class BodyReader:
             UnsupportedMediaType, PayloadTooLarge, Overloaded: before any of the body is read.
             MalformedRequest: it did not come whole.
         """
+        async with self._admitted(request, parsed) as body:
+            try:
+                yield body
+            finally:
+                note_stage("receive", body.waited)
+
+    @asynccontextmanager
+    async def _admitted(self, request: Request, parsed: bool) -> AsyncIterator[Body]:
         kind = _kind(request)
         bulk = kind == MSGPACK and not parsed
         declared = _declared_length(request)

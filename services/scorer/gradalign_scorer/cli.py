@@ -43,7 +43,7 @@ class ServeCommand:
         for name in Settings.model_fields:
             flag = f"--{name.replace('_', '-')}"
             # Values are checked with those of the environment, so that an error names both ways to set them.
-            if name == "insecure":
+            if Settings.model_fields[name].annotation is bool:
                 parser.add_argument(flag, action="store_true", default=None, help=helps[name])
             else:
                 parser.add_argument(flag, metavar=_METAVARS.get(name, "VALUE"), help=helps[name].replace("%", "%%"))

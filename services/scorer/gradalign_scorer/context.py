@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from starlette.requests import Request
 
@@ -18,6 +18,9 @@ from gradalign_scorer.service import Service
 from gradalign_scorer.settings import Settings
 from gradalign_scorer.store import RunStore
 from gradalign_scorer.streams import Streams
+
+if TYPE_CHECKING:
+    from gradalign_scorer.tracing import Tracing
 
 __all__ = ["Context", "context_of"]
 
@@ -37,9 +40,11 @@ class Context:
         run_figures: metrics of single runs.
         keys: that are accepted.
         streams: of pages that watch runs.
+        tracing: of requests, where it is on.
         started_at: on the monotonic clock, which never jumps.
         warm: whether the first computation is done.
         draining: whether the process was told to end.
+        ends_at: when the grace ends, on the monotonic clock; None before the end has begun.
     """
 
     settings: Settings
@@ -52,9 +57,11 @@ class Context:
     run_figures: RunFigures
     keys: KeyRing
     streams: Streams
+    tracing: Tracing | None = None
     started_at: float = field(default_factory=time.monotonic)
     warm: bool = False
     draining: bool = False
+    ends_at: float | None = None
 
 
 def context_of(request: Request) -> Context:

@@ -98,23 +98,21 @@ class Metrics:
             name: of the part.
             body: whose waiting is not the part's own; it counts as `receive`.
         """
-        started = time.perf_counter() - (body.waited if body else 0.0)
+        began, waited = time.perf_counter(), body.waited if body else 0.0
         try:
             yield
         finally:
-            self._observe(name, time.perf_counter() - (body.waited if body else 0.0) - started)
+            ended, waited = time.perf_counter(), (body.waited if body else 0.0) - waited
+            self.stage_seconds.labels(name).observe(ended - began - waited)
+            note_stage(name, ended - began - waited, None if name == "total" else (began, ended))
 
     @contextmanager
     def receiving(self, body: Body) -> Iterator[None]:
-        """Time what is waited for a body inside."""
+        """Time what is waited for a body inside, for the histogram."""
         try:
             yield
         finally:
-            self._observe("receive", body.waited)
-
-    def _observe(self, stage: str, seconds: float) -> None:
-        self.stage_seconds.labels(stage).observe(seconds)
-        note_stage(stage, seconds)
+            self.stage_seconds.labels("receive").observe(body.waited)
 
 
 class RequestCounter:

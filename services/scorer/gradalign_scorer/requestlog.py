@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -14,12 +16,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gradalign import InvalidValue
 from gradalign.checks import check_name
 
-__all__ = ["RequestLog", "RequestNotes", "note", "note_stage"]
+__all__ = ["QUIET", "RequestLog", "RequestNotes", "note", "note_stage", "notes_of", "stage"]
 
 _LOG = logging.getLogger(__name__)
 _CURRENT: ContextVar[RequestNotes | None] = ContextVar("gradalign_request", default=None)
 # Asked every few seconds by machines; a line for each would bury the others.
-_QUIET = frozenset({"/livez", "/readyz", "/health", "/metrics"})
+QUIET = frozenset({"/livez", "/readyz", "/health", "/metrics"})
+_NOTES = "gradalign.notes"
 
 
 @dataclass
@@ -32,6 +35,8 @@ class RequestNotes:
         rows: problems in its body.
         error: type of the error it was answered with.
         stages: seconds of its parts.
+        intervals: parts that ran in one piece, in the order in which they ended: name, begin and end by
+            `time.perf_counter`.
     """
 
     request_id: str
@@ -39,6 +44,7 @@ class RequestNotes:
     rows: int | None = None
     error: str | None = None
     stages: dict[str, float] = field(default_factory=dict)
+    intervals: list[tuple[str, float, float]] = field(default_factory=list)
 
 
 def note(
@@ -51,11 +57,30 @@ def note(
         notes.request_id, notes.error = request_id or notes.request_id, error or notes.error
 
 
-def note_stage(name: str, seconds: float) -> None:
-    """Add the time that a part of the request in work took."""
+def note_stage(name: str, seconds: float, interval: tuple[float, float] | None = None) -> None:
+    """Add the time that a part of the request in work took, and where it ran in one piece, its begin and end."""
     notes = _CURRENT.get()
     if notes is not None:
         notes.stages[name] = notes.stages.get(name, 0.0) + seconds
+        if interval is not None:
+            notes.intervals.append((name, *interval))
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Time a part of the request in work."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        ended = time.perf_counter()
+        note_stage(name, ended - began, (began, ended))
+
+
+def notes_of(scope: Scope) -> RequestNotes | None:
+    """The notes on a request that passed `RequestLog`."""
+    notes: RequestNotes | None = scope.get(_NOTES)
+    return notes
 
 
 class RequestLog:
@@ -73,7 +98,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        notes = RequestNotes(_given_id(scope))
+        notes = scope[_NOTES] = RequestNotes(_given_id(scope))
         token = _CURRENT.set(notes)
         status, started = 500, time.perf_counter()
 
@@ -101,7 +126,7 @@ def _given_id(scope: Scope) -> str:
 def _write(scope: Scope, notes: RequestNotes, status: int, seconds: float) -> None:
     # The template, not the path: a path may hold anything, line breaks too.
     route = getattr(scope.get("route"), "path", "none")
-    level = logging.WARNING if status >= 500 else logging.DEBUG if route in _QUIET else logging.INFO
+    level = logging.WARNING if status >= 500 else logging.DEBUG if route in QUIET else logging.INFO
     if not _LOG.isEnabledFor(level):
         return
     fields = {

@@ -114,6 +114,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish what was admitted; clients that stall, or do not take their reply, are hung up on when the grace ends."""
         end = asyncio.get_running_loop().call_later(self._settings.grace_seconds, self._hang_up)
+        self._context.ends_at = time.monotonic() + self._settings.grace_seconds
         try:
             await super().shutdown(sockets)
         finally:

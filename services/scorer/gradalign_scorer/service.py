@@ -25,6 +25,7 @@ from gradalign_scorer.bodies import Body
 from gradalign_scorer.engine import Engine
 from gradalign_scorer.metrics import Metrics
 from gradalign_scorer.outcomes import refresh_commit, score_commit, selection_commit
+from gradalign_scorer.requestlog import stage
 from gradalign_scorer.runfigures import RunFigures
 from gradalign_scorer.scoring import Evidence, Scored, Scoring, score, score_together
 from gradalign_scorer.selection import PickRule, StoredScores, pick
@@ -130,17 +131,20 @@ class Service:
             await body.whole()
             digest = await _digest(request, body)
             for _ in range(_REFRESH_TRIES):
-                run = await self.store.load_run(request.run_id)
-                stored = await self._stored_reply(request, run, body)
+                with stage("load"):
+                    run = await self.store.load_run(request.run_id)
+                    stored = await self._stored_reply(request, run, body)
                 if stored is not None:
                     return stored
                 _check_run(request, run)
                 if gradient is None:
-                    gradient = await self._aggregate(request)
+                    with stage("compute"):
+                        gradient = await self._aggregate(request)
                 version = (run.validation_counter if run else 0) + 1
                 commit = refresh_commit(request, digest, version, gradient)
                 try:
-                    reply = await self.store.commit_refresh(commit)
+                    with stage("commit"):
+                        reply = await self.store.commit_refresh(commit)
                 except VersionTakenError:
                     continue
                 self._count(commit)
@@ -154,14 +158,15 @@ class Service:
     async def select(self, request: SelectRequest, body: Body) -> bytes:
         """Pick from the stored priorities; the `Selection` in msgpack. Arguments and errors as for `score`."""
         with _named(request.request_id):
-            run = await self.store.load_run(request.run_id)
-            if run is None:
-                raise run_not_found(request.run_id)
-            stored = await self._stored_reply(request, run, body)
-            if stored is not None:
-                return stored
-            _check_clock(request.epoch, request.policy_version, run)
-            columns = await self.store.load_problems(request.run_id, request.problem_ids)
+            with stage("load"):
+                run = await self.store.load_run(request.run_id)
+                if run is None:
+                    raise run_not_found(request.run_id)
+                stored = await self._stored_reply(request, run, body)
+                if stored is not None:
+                    return stored
+                _check_clock(request.epoch, request.policy_version, run)
+                columns = await self.store.load_problems(request.run_id, request.problem_ids)
             scores = StoredScores(
                 ids=columns.ids,
                 priorities=columns.column("priority"),
@@ -176,10 +181,12 @@ class Service:
                 cooldown=request.cooldown,
                 seed=request.seed,
             )
-            picks = await self.engine.run(partial(pick, scores, rule))
+            with stage("compute"):
+                picks = await self.engine.run(partial(pick, scores, rule))
             digest = await _digest(request, body)
             commit = selection_commit(request, digest, run, scores, picks)
-            reply = await self.store.commit_selection(commit)
+            with stage("commit"):
+                reply = await self.store.commit_selection(commit)
             self._count(commit)
             return reply
 

@@ -67,6 +67,7 @@ class Settings(BaseSettings):
         grace_seconds: after that, how long admitted requests may take.
         log_level: of the log on standard error.
         log_format: `plain`, or `json` with one object a line.
+        tracing: export OpenTelemetry spans of requests, as the standard OTEL_* variables say.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", validate_default=True, env_ignore_empty=True)
@@ -98,6 +99,7 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["plain", "json"] = "plain"
+    tracing: bool = False
 
     @field_validator("api_key", mode="before")
     @classmethod
