@@ -223,12 +223,33 @@ def good_request(url: str) -> None:
         client.delete_run()
 
 
+def by_description(examples: int, start: int) -> None:
+    """Hold every operation against the OpenAPI description; the first reply that disagrees ends it with a traceback."""
+    from openapi import Driver
+
+    scorer, began = ScorerProcess(None), time.monotonic()
+    driver = Driver(scorer.url, examples, start)
+    driver.send_examples()
+    for label, operation in driver.operations.items():
+        driver.drive(operation)
+        print(f"{label}: {sum(driver.counts.values())} requests, {time.monotonic() - began:.0f} s", flush=True)
+    good_request(scorer.url)
+    print(f"by status {dict(sorted(driver.counts.items()))}")
+    scorer.end()
+
+
 def main() -> None:
     """Run it, and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--openapi", type=int, metavar="N", help="instead, N requests within and N beside each operation's description"
+    )
     options = parser.parse_args()
+    if options.openapi:
+        by_description(options.openapi, options.seed)
+        return
     scorer = ScorerProcess(None)
     process, maker, wire = psutil.Process(scorer.process.pid), Maker(options.seed), Wire(scorer.address)
     counts: Counter[int] = Counter()

@@ -228,7 +228,6 @@ def test_missing_packages_stop_the_start_and_are_not_missed_while_it_is_off():
         ("OTEL_TRACES_EXPORTER", "jaeger", "OTEL_TRACES_EXPORTER is 'jaeger'"),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "carrier-pigeon", "OTEL_EXPORTER_OTLP_PROTOCOL is 'carrier-pigeon'"),
         ("OTEL_BSP_MAX_QUEUE_SIZE", "-1", "max_queue_size"),
-        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip", "zip"),
     ],
 )
 def test_wrong_variables_stop_the_start(monkeypatch, name, value, words):

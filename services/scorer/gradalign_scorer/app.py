@@ -37,6 +37,7 @@ from gradalign_scorer.negotiation import error_response
 from gradalign_scorer.requestlog import RequestLog
 from gradalign_scorer.routes import OPERATIONS, WIRE
 from gradalign_scorer.runfigures import RunFigures
+from gradalign_scorer.schemas import completed
 from gradalign_scorer.service import Service
 from gradalign_scorer.settings import Settings, SettingsError
 from gradalign_scorer.store import RunStore
@@ -55,6 +56,11 @@ _FLUSH_SECONDS = 5.0
 """For the last spans, within the grace; where that is used up, `_LAST_SECONDS`."""
 
 
+class _App(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        return completed(super().openapi())
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The app of one scorer process; its parts start with its lifespan.
 
@@ -65,7 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
     if settings.redis_url is None:
         raise SettingsError("GRADALIGN_REDIS_URL is not set; `gradalign serve` starts an embedded store without it.")
     context = _context(settings, settings.redis_url)
-    app = FastAPI(
+    app = _App(
         title="GradAlign scorer",
         version=__version__,
         lifespan=_lifespan,

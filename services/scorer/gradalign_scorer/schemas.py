@@ -4,17 +4,101 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
+from fastapi import Path
 from pydantic import TypeAdapter, create_model
 
 from gradalign import Projection, SketchMatrix
+from gradalign.checks import NAME_PATTERN
 from gradalign.codec import JSON, MSGPACK
+from gradalign.messages import AGGREGATIONS, MAX_PROBLEMS, STRATEGIES
+from gradalign.projection import LAYOUT, MAX_DIM
 from gradalign_scorer.docstrings import attribute_texts
+from gradalign_scorer.gate import OPEN_PATHS
 
-__all__ = ["listing", "operation", "query"]
+__all__ = [
+    "HEALTH",
+    "ProblemId",
+    "RunName",
+    "Schema",
+    "SnapshotName",
+    "completed",
+    "integer_query",
+    "listing",
+    "operation",
+    "query",
+]
 
 Schema = dict[str, Any]
+"""Of JSON Schema or OpenAPI."""
+_MOST = 2**53 - 1
+_NAME: Schema = {"type": "string", "pattern": f"^{NAME_PATTERN}$"}
+_COUNT: Schema = {"type": "integer", "minimum": 0, "maximum": _MOST}
+_ID: Schema = {"type": "string", "minLength": 1, "maxLength": 256}
+_IDS: Schema = {"type": "array", "items": _ID, "minItems": 1, "uniqueItems": True}
+# What the checks of the messages hold each key to; a null says the same as leaving the key out.
+_LIMITS: dict[str, Schema] = {
+    **dict.fromkeys(("run_id", "request_id", "preconditioner"), _NAME),
+    **dict.fromkeys(("policy_version", "epoch", "dots_version", "select", "cooldown", "seed"), _COUNT),
+    "count": {**_COUNT, "minimum": 1},
+    "problem_ids": _IDS,
+    "sketches": {"minItems": 1, "maxItems": MAX_PROBLEMS},
+    "norms": {"items": {"type": "number", "minimum": 0}},
+    "rollouts": {"items": _COUNT},
+    "tokens": {"items": _COUNT},
+    "pass_rates": {"items": {"type": "number", "minimum": 0, "maximum": 1}},
+    "strategy": {"enum": list(STRATEGIES)},
+    "aggregation": {"enum": list(AGGREGATIONS)},
+    "half_life": {"minimum": 1e-6},
+    "exploration": {"minimum": 0, "maximum": 1},
+    "id": {"pattern": "^[0-9a-f]{16}$"},
+    "dim": {"minimum": 1, "maximum": MAX_DIM},
+    "parameters": {"pattern": "^[0-9a-f]{64}$"},
+    "layout": {"const": LAYOUT},
+}
+_PROJECTION = Projection(dim=4, seed=0, parameters="ab" * 32).to_map()
+_EXAMPLE: Schema = {
+    "run_id": "hello",
+    "policy_version": 0,
+    "projection": _PROJECTION,
+    "problem_ids": ["along", "across"],
+    "sketches": [[2, 1, 0, 0], [0, 0, 1, 0]],
+}
+_SECURITY: list[Schema] = [{"bearer": []}, {"basic": []}]
+_SCHEMES: Schema = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key; none is asked for where none is set."},
+    "basic": {
+        "type": "http",
+        "scheme": "basic",
+        "description": "For browsers, to read: any name, the key as password.",
+    },
+}
+HEALTH: Schema = {
+    "type": "object",
+    "required": ["status", "version", "device", "compute", "store", "warm", "draining"],
+    "properties": {
+        "status": {"enum": ["ok", "degraded"]},
+        "version": {"type": "string"},
+        "device": {"type": "string"},
+        "compute": {"enum": ["alive", "stuck"]},
+        "store": {"type": "string", "description": "`reachable`, or what is wrong."},
+        "warm": {"type": "boolean"},
+        "draining": {"type": "boolean"},
+        "queue_depth": _COUNT,
+        "admitted_requests": _COUNT,
+        "uptime_seconds": {"type": "number", "minimum": 0},
+    },
+}
+"""The reply of `/health`."""
+
+# Documented here and checked by our own checks, whose messages name the fix.
+RunName = Annotated[str, Path(description="The training job.", json_schema_extra={"pattern": _NAME["pattern"]})]
+SnapshotName = Annotated[str, Path(description="Of the snapshot.", json_schema_extra={"pattern": _NAME["pattern"]})]
+ProblemId = Annotated[
+    str, Path(description="The problem, percent-encoded.", json_schema_extra={"minLength": 1, "maxLength": 256})
+]
+
 _ERROR: Schema = {
     "type": "object",
     "required": ["error"],
@@ -40,7 +124,7 @@ _FAULTS = {
     "413": "The body is too large; answered before it is read.",
     "415": "Neither msgpack nor JSON.",
     "422": "A wrong length, dimension, value or name.",
-    "429": "The queue is full; see Retry-After.",
+    "429": "The queue is full, or too many pages watch runs; see Retry-After.",
     "503": "The store is away, or the scorer is starting or draining; see Retry-After.",
 }
 _WITHOUT_BODY = ("401", "403", "404", "409", "422", "503")
@@ -62,7 +146,7 @@ def operation(
         media_type: of the reply, where it is not the wire's JSON or msgpack.
     """
     faults = _FAULTS if request else {status: _FAULTS[status] for status in _WITHOUT_BODY}
-    responses: Schema = {status: {"description": text, "content": _content(_ERROR)} for status, text in faults.items()}
+    responses: Schema = {status: _fault(status, text) for status, text in faults.items()}
     if reply is None:
         responses["204"] = {"description": "Done."}
     else:
@@ -76,14 +160,38 @@ def operation(
     return extra
 
 
+def completed(api: Schema) -> Schema:
+    """FastAPI's description of all routes, with the keys that they ask for and without its own form of errors."""
+    api["components"] = {"securitySchemes": _SCHEMES}
+    for path, methods in api["paths"].items():
+        for method, route in methods.items():
+            route["security"] = [] if path in OPEN_PATHS else _SECURITY if method == "get" else _SECURITY[:1]
+            for content in route["responses"].get("422", {}).get("content", {}).values():
+                content["schema"].pop("$ref", None)
+    return api
+
+
 def listing(key: str, row: type) -> Schema:
     """The schema of `{key: [row, ...]}`."""
     return {"type": "object", "required": [key], "properties": {key: {"type": "array", "items": _schema(row)}}}
 
 
-def query(name: str, text: str) -> Schema:
-    """An optional query parameter."""
-    return {"name": name, "in": "query", "required": False, "description": text, "schema": {"type": "string"}}
+def query(name: str, text: str, schema: Schema | None = None) -> Schema:
+    """An optional query parameter; a string where no schema is given."""
+    return {"name": name, "in": "query", "required": False, "description": text, "schema": schema or {"type": "string"}}
+
+
+def integer_query(name: str, text: str, *, low: int = 0, high: int = _MOST) -> Schema:
+    """An optional query parameter that is an integer in [low, high]."""
+    return query(name, text, {"type": "integer", "minimum": low, "maximum": high})
+
+
+def _fault(status: str, text: str) -> Schema:
+    fault: Schema = {"description": text, "content": _content(_ERROR)}
+    if status in ("429", "503"):
+        seconds = {"description": "When to come back, in seconds.", "schema": {"type": "integer", "minimum": 1}}
+        fault["headers"] = {"Retry-After": seconds}
+    return fault
 
 
 def _content(schema: Schema, kinds: Sequence[str] = (JSON, MSGPACK)) -> Schema:
@@ -91,16 +199,28 @@ def _content(schema: Schema, kinds: Sequence[str] = (JSON, MSGPACK)) -> Schema:
 
 
 def _request_content(message: type) -> Schema:
-    schema = _schema(message)
+    schema = _limited(_schema(message))
     if "sketches" not in schema["properties"]:
-        return _content(schema)
+        example = {"run_id": "hello", "policy_version": 0, "count": 1}
+        return {kind: {**content, "example": example} for kind, content in _content(schema).items()}
     binary = {
         "type": "string",
         "format": "binary",
         "description": "Two msgpack objects: the keys of the JSON form without `sketches` and with `dtype`, then a bin "
         "of the sketches, row-major, little-endian.",
     }
-    return {JSON: {"schema": schema}, MSGPACK: {"schema": binary}}
+    return {JSON: {"schema": schema, "example": _EXAMPLE}, MSGPACK: {"schema": binary}}
+
+
+def _limited(schema: Schema) -> Schema:
+    """A request's schema with the limits of its keys, which are all that it may have."""
+    schema["additionalProperties"] = False
+    for name, kind in schema["properties"].items():
+        # Of a key that may be null the first kind is the other one.
+        kind.get("anyOf", [kind])[0].update(_LIMITS.get(name, {}))
+        if "properties" in kind:
+            _limited(kind)
+    return schema
 
 
 def _schema(of: type | Schema) -> Schema:

@@ -9,7 +9,7 @@ from starlette.responses import Response, StreamingResponse
 from gradalign import Unavailable
 from gradalign_scorer.context import context_of
 from gradalign_scorer.routes.parsing import run_parameter
-from gradalign_scorer.schemas import operation, query
+from gradalign_scorer.schemas import RunName, operation, query
 from gradalign_scorer.streams import Place
 
 __all__ = ["router"]
@@ -28,7 +28,7 @@ _AFTER = query("after", "Begin behind this round, or behind the event of this id
     openapi_extra=operation({"type": "string"}, parameters=[_AFTER], media_type="text/event-stream"),
     response_model=None,
 )
-async def watch(request: Request, run: str) -> Response:
+async def watch(request: Request, run: RunName) -> Response:
     """Committed requests as server-sent events, from the next one on."""
     name, context = run_parameter(request, run), context_of(request)
     if context.draining:

@@ -13,7 +13,7 @@ from gradalign import Unavailable, __version__
 from gradalign_scorer.access import access_of
 from gradalign_scorer.context import Context, context_of
 from gradalign_scorer.negotiation import response
-from gradalign_scorer.schemas import operation
+from gradalign_scorer.schemas import HEALTH, Schema, operation
 from gradalign_scorer.vitals import exposition
 
 __all__ = ["router"]
@@ -21,7 +21,11 @@ __all__ = ["router"]
 router = APIRouter(tags=["operations"])
 
 
-@router.get("/livez", openapi_extra=operation({"type": "object"}), response_model=None)
+def _status(word: str) -> Schema:
+    return {"type": "object", "required": ["status"], "properties": {"status": {"const": word}}}
+
+
+@router.get("/livez", openapi_extra=operation(_status("alive")), response_model=None)
 async def livez(request: Request) -> Response:
     """Whether the compute thread answers; restart the scorer when it does not."""
     if not await context_of(request).engine.alive():
@@ -29,7 +33,7 @@ async def livez(request: Request) -> Response:
     return response(request.scope, {"status": "alive"})
 
 
-@router.get("/readyz", openapi_extra=operation({"type": "object"}), response_model=None)
+@router.get("/readyz", openapi_extra=operation(_status("ready")), response_model=None)
 async def readyz(request: Request) -> Response:
     """Whether to send requests here: the store is reachable, the engine warm, and no shutdown under way."""
     context = context_of(request)
@@ -41,7 +45,7 @@ async def readyz(request: Request) -> Response:
     return response(request.scope, {"status": "ready"})
 
 
-@router.get("/health", openapi_extra=operation({"type": "object"}), response_model=None)
+@router.get("/health", openapi_extra=operation(HEALTH), response_model=None)
 async def health(request: Request) -> Response:
     """The scorer's own account of itself; always 200 while it can answer."""
     context = context_of(request)

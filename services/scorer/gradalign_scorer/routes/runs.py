@@ -15,7 +15,7 @@ from gradalign_scorer.advice import advised
 from gradalign_scorer.context import context_of
 from gradalign_scorer.negotiation import response
 from gradalign_scorer.routes.parsing import epoch_parameter, integer_parameter, run_parameter
-from gradalign_scorer.schemas import listing, operation, query
+from gradalign_scorer.schemas import ProblemId, RunName, integer_query, listing, operation, query
 
 __all__ = ["router"]
 
@@ -23,7 +23,7 @@ router = APIRouter(tags=["runs"])
 
 _MOST = 1000
 _LONGEST_CURSOR = 2048  # an id of 256 characters of four bytes, and a number, in base64
-_LIMIT = query("limit", "How many rows, 1 to 1000; 100 by default.")
+_LIMIT = integer_query("limit", "How many rows, 1 to 1000; 100 by default.", low=1, high=_MOST)
 
 
 @router.get("/runs", openapi_extra=operation(listing("runs", RunState)), response_model=None)
@@ -35,15 +35,15 @@ async def list_runs(request: Request) -> Response:
 
 
 @router.get("/runs/{run}", openapi_extra=operation(RunState), response_model=None)
-async def show_run(request: Request, run: str) -> Response:
+async def show_run(request: Request, run: RunName) -> Response:
     """One run."""
     name, store = run_parameter(request, run), context_of(request).store
     (state,) = await advised(store, [await store.run_state(name)], time.time())
     return response(request.scope, state.to_map())
 
 
-@router.delete("/runs/{run}", openapi_extra=operation(None, parameters=[query("epoch", "Fencing token.")]))
-async def delete_run(request: Request, run: str) -> Response:
+@router.delete("/runs/{run}", openapi_extra=operation(None, parameters=[integer_query("epoch", "Fencing token.")]))
+async def delete_run(request: Request, run: RunName) -> Response:
     """Forget a run, its snapshots included."""
     epoch = epoch_parameter(request)
     await context_of(request).store.delete_run(run_parameter(request, run), epoch)
@@ -55,7 +55,7 @@ async def delete_run(request: Request, run: str) -> Response:
     openapi_extra=operation(ProblemPage, parameters=[query("cursor", "The `next` of the page before."), _LIMIT]),
     response_model=None,
 )
-async def list_problems(request: Request, run: str) -> Response:
+async def list_problems(request: Request, run: RunName) -> Response:
     """Problems by priority, in pages."""
     limit = integer_parameter(request, "limit", 100, low=1, high=_MOST)
     cursor = request.query_params.get("cursor") or None
@@ -70,13 +70,13 @@ async def list_problems(request: Request, run: str) -> Response:
     openapi_extra=operation(
         RankingOutline,
         parameters=[
-            query("ends", "How many of the first and of the last, 0 to 100; 10 by default."),
-            query("sample", "How many evenly spaced ones, 0 to 500; none by default."),
+            integer_query("ends", "How many of the first and of the last, 0 to 100; 10 by default.", high=100),
+            integer_query("sample", "How many evenly spaced ones, 0 to 500; none by default.", high=500),
         ],
     ),
     response_model=None,
 )
-async def outline_problems(request: Request, run: str) -> Response:
+async def outline_problems(request: Request, run: RunName) -> Response:
     """The ranking at a glance."""
     ends = integer_parameter(request, "ends", 10, high=100)
     sample = integer_parameter(request, "sample", 0, high=500)
@@ -85,7 +85,7 @@ async def outline_problems(request: Request, run: str) -> Response:
 
 
 @router.get("/runs/{run}/problems/{problem_id:path}", openapi_extra=operation(ProblemState), response_model=None)
-async def show_problem(request: Request, run: str, problem_id: str) -> Response:
+async def show_problem(request: Request, run: RunName, problem_id: ProblemId) -> Response:
     """One problem with its history; quote its id."""
     name = run_parameter(request, run)
     state = await context_of(request).store.problem(name, check_text("problem_id", problem_id, most=256))
@@ -95,11 +95,11 @@ async def show_problem(request: Request, run: str, problem_id: str) -> Response:
 @router.get(
     "/runs/{run}/rounds",
     openapi_extra=operation(
-        listing("rounds", RoundRecord), parameters=[query("after", "Rounds with a higher number only."), _LIMIT]
+        listing("rounds", RoundRecord), parameters=[integer_query("after", "Rounds with a higher number only."), _LIMIT]
     ),
     response_model=None,
 )
-async def list_rounds(request: Request, run: str) -> Response:
+async def list_rounds(request: Request, run: RunName) -> Response:
     """Committed requests, oldest first."""
     after = integer_parameter(request, "after", 0)
     limit = integer_parameter(request, "limit", 100, low=1, high=_MOST)

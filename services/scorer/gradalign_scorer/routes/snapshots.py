@@ -11,17 +11,17 @@ from gradalign.checks import check_name
 from gradalign_scorer.context import context_of
 from gradalign_scorer.negotiation import response
 from gradalign_scorer.routes.parsing import epoch_parameter, run_parameter
-from gradalign_scorer.schemas import operation, query
+from gradalign_scorer.schemas import RunName, SnapshotName, integer_query, operation
 
 __all__ = ["router"]
 
 router = APIRouter(tags=["snapshots"])
 
-_EPOCH = [query("epoch", "Fencing token: a lower one than the run has seen is refused.")]
+_EPOCH = [integer_query("epoch", "Fencing token: a lower one than the run has seen is refused.")]
 
 
 @router.post("/runs/{run}/snapshots/{name}", openapi_extra=operation(RunState, parameters=_EPOCH), response_model=None)
-async def take_snapshot(request: Request, run: str, name: str) -> Response:
+async def take_snapshot(request: Request, run: RunName, name: SnapshotName) -> Response:
     """Keep a copy of the curriculum under a name, replacing an earlier copy of that name."""
     store, run_id = context_of(request).store, run_parameter(request, run)
     await store.snapshot(run_id, check_name("name", name), epoch_parameter(request))
@@ -31,7 +31,7 @@ async def take_snapshot(request: Request, run: str, name: str) -> Response:
 @router.post(
     "/runs/{run}/snapshots/{name}/restore", openapi_extra=operation(RunState, parameters=_EPOCH), response_model=None
 )
-async def restore_snapshot(request: Request, run: str, name: str) -> Response:
+async def restore_snapshot(request: Request, run: RunName, name: SnapshotName) -> Response:
     """Put the curriculum back to a snapshot."""
     store, run_id = context_of(request).store, run_parameter(request, run)
     await store.restore(run_id, check_name("name", name), epoch_parameter(request))
