@@ -98,6 +98,9 @@ def test_a_broken_list_is_read_up_to_its_break(files, scorer, tmp_path, capfd):
     ("content", "flags", "words"),
     [
         ('{"group_id": -1}\n{"group_id": 1}\n', (), "none of its 2 records is a scored response"),
+        (None, ("--model", "nowhere"), "--model nowhere cannot be loaded"),
+        (None, ("--device", "gpu"), "cannot be loaded on --device gpu"),
+        (None, ("--out", "."), "--out . is a folder"),
         (None, ("--select", "3"), "--select was given without --problems"),
         (None, ("--select", "3", "--problems", "nowhere.jsonl"), "nowhere.jsonl is no file"),
     ],
@@ -146,6 +149,8 @@ def test_killed_and_resumed_it_gives_what_an_unbroken_one_gives(files, scorer, t
     kept = lines.read_text().count("\n")
     with lines.open("a") as file:
         file.write('{"key": "train/59", "lo')  # a write that the kill cut short
+    assert main(broken) == 2
+    assert f"holds {kept} gradients of an interrupted ranking" in capsys.readouterr().err
     assert main([*broken, "--seed", "1", "--resume"]) == 2
     assert "seed was 0 and is 1" in capsys.readouterr().err
     assert main([*broken, "--resume"]) == 0

@@ -36,18 +36,18 @@ class RankCommand:
             help="similarities, JSONL; pass rates are written beside it",
         )
         add("--strategy", default="cosine", choices=STRATEGIES, help="the scorer's rule (cosine)")
-        add("--select", type=_count, metavar="N", help="also write the best N problems; needs --problems")
+        add("--select", type=count, metavar="N", help="also write the best N problems; needs --problems")
         add("--problems", type=Path, metavar="FILE", help="the candidates, verl's JSONL or Parquet")
         add("--selected", type=Path, metavar="FOLDER", help="of the selected problems ('selected' beside --out)")
         add("--url", help="use this scorer; without it one is started, with an embedded store")
         add("--exact", action="store_true", help="full gradients, no projection; --normalization is then reference")
         add("--normalization", choices=("group", "reference"), help="how token terms are added up (group)")
-        add("--mini-batch", type=_count, default=8, metavar="N", help="of --normalization reference (8)")
-        add("--ranks", type=_count, default=1, metavar="N", help="processes that the reference ran on (1)")
+        add("--mini-batch", type=count, default=8, metavar="N", help="of --normalization reference (8)")
+        add("--ranks", type=count, default=1, metavar="N", help="processes that the reference ran on (1)")
         add("--normalize-advantages", action="store_true", help="divide by the group's standard deviation")
-        add("--rows-per-backward", type=_count, default=32, metavar="N", help="responses at once; bounds memory (32)")
-        add("--max-length", type=_count, default=4096, metavar="N", help="tokens of prompt and response (4096)")
-        add("--dim", type=_count, default=8192, help="buckets of a sketch (8192)")
+        add("--rows-per-backward", type=count, default=32, metavar="N", help="responses at once; bounds memory (32)")
+        add("--max-length", type=count, default=4096, metavar="N", help="tokens of prompt and response (4096)")
+        add("--dim", type=count, default=8192, help="buckets of a sketch (8192)")
         add("--seed", type=int, default=0, help="of the projection (0)")
         add("--device", default="auto", help="auto, cpu, cuda (auto)")
         add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the model (float32)")
@@ -73,7 +73,7 @@ class RankCommand:
         return 0
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}; expected at least 1")

@@ -51,16 +51,18 @@ class Ledger:
         folder: of the files.
         settings: what the measurements depend on, as JSON holds it.
         dim: of the sketches.
-        resume: go on from what the folder holds; otherwise it is emptied.
+        resume: go on from what the folder holds.
 
     Raises:
-        GradAlignError: the folder is of other settings; the message names them.
+        GradAlignError: the folder is of other settings, which the message names; or it holds measurements that are not to
+            be gone on from.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], dim: int, *, resume: bool) -> None:
         self._folder, self._dim = folder, dim
         self._found: dict[str, tuple[Measurement, Row]] = {}
         if not resume:
+            _refuse_to_lose(folder)
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         self._check(dict(settings))
@@ -84,7 +86,7 @@ class Ledger:
         if changed:
             raise GradAlignError(
                 f"{self._folder} holds the progress of another ranking: {'; '.join(changed)}. Give the settings of "
-                "that one, or leave out --resume to begin anew."
+                "that one, or delete the folder to begin anew."
             )
 
     def _read(self) -> None:
@@ -140,3 +142,13 @@ class Ledger:
         """Close and delete the files: the ranking is complete."""
         self.close()
         shutil.rmtree(self._folder)
+
+
+def _refuse_to_lose(folder: Path) -> None:
+    lines = folder / "groups.jsonl"
+    count = lines.read_bytes().count(b"\n") if lines.exists() else 0
+    if count:
+        raise GradAlignError(
+            f"{folder} holds {count} gradients of an interrupted ranking; --resume goes on from them. To begin anew, delete "
+            "the folder."
+        )

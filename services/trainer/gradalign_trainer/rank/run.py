@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradalign import Client
+from gradalign.errors import GradAlignError
 from gradalign_trainer.localscorer import local_scorer
 from gradalign_trainer.models import load_policy, pick_device
 from gradalign_trainer.progress import TellsProgress, no_progress
@@ -82,7 +83,7 @@ def run_ranking(settings: RankSettings, *, progress: TellsProgress = no_progress
     problems = None if settings.problems is None else _problems(settings.problems)
     bad = sum(len(file.bad) for file in (train, validation, problems) if file is not None)
     train, left_out = _only_known(train, problems)
-    model, tokenizer = load_policy(settings.model, device=pick_device(settings.device), dtype=settings.dtype)
+    model, tokenizer = _policy(settings)
     state = settings.measured()
     ledger = Ledger(settings.progress, state, settings.dim, resume=settings.resume)
     before = len(ledger)
@@ -109,6 +110,16 @@ def run_ranking(settings: RankSettings, *, progress: TellsProgress = no_progress
     )
     ledger.remove()
     return report
+
+
+def _policy(settings: RankSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        return load_policy(settings.model, device=pick_device(settings.device), dtype=settings.dtype)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise GradAlignError(
+            f"--model {settings.model} cannot be loaded on --device {settings.device}: {error}\nExpected the folder or hub "
+            "id of a causal LM in Hugging Face form with its tokenizer, and auto, cpu, cuda or cuda:N."
+        ) from error
 
 
 def _read(path: Path, progress: TellsProgress) -> ResponseFile:

@@ -66,6 +66,10 @@ class RankSettings:
                 f"--strategy {self.strategy} ranks by alignment with validation problems; give --validation, or one of "
                 f"{', '.join(NEEDS_NO_VALIDATION)}."
             )
+        if self.out.is_dir():
+            raise GradAlignError(
+                f"--out {self.out} is a folder; expected a file, for example {self.out / 'similarity.jsonl'}."
+            )
         if (self.select is None) != (self.problems is None):
             given, other = ("--select", "--problems") if self.problems is None else ("--problems", "--select")
             raise GradAlignError(
