@@ -83,7 +83,11 @@ def test_differences_are_paired_by_seed():
 
 
 def test_the_best_baseline_is_the_one_with_the_highest_mean():
-    rows = {"random": {0: 0.5, 1: 0.7}, "full": {0: 0.9}, "cosine": {0: 1.0}}
+    rows = {"random": {0: 0.5, 1: 0.7}, "full": {0: 0.6, 1: 0.65}, "cosine": {0: 1.0, 1: 1.0}}
+    assert best_of(rows, BASELINES) == "full"
+    rows["norm"] = {2: 0.9}  # of another seed, and of one alone
+    assert best_of(rows, BASELINES) == "full"
+    rows["random"] = {0: 0.5, 1: 0.7, 2: 0.9}  # the third is not in the others
     assert best_of(rows, BASELINES) == "full"
     assert best_of({"cosine": {0: 1.0}}, BASELINES) is None
 

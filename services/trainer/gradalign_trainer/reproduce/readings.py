@@ -103,11 +103,15 @@ def _interpolated(places: Sequence[float | None], values: Sequence[float | None]
 
 
 def best_of(rows: Mapping[str, Mapping[int, float]], among: Sequence[str]) -> str | None:
-    """The method with the highest mean, None where none of them has a reading.
+    """The method with the highest mean over the seeds that all of them share; None where none has a reading.
 
-    It is picked by the very seeds that others are then compared with, which favours it.
+    It is picked by the very seeds that others are then compared with, which favours it. Methods with at most
+    half of the most seeds stand back.
     """
-    means = {method: fmean(rows[method].values()) for method in among if rows.get(method)}
+    most = max((len(rows.get(method, {})) for method in among), default=0)
+    whole = {method: rows[method] for method in among if len(rows.get(method, {})) > most / 2}
+    shared = set.intersection(*(set(row) for row in whole.values())) if whole else set()
+    means = {method: fmean(row[seed] for seed in shared) for method, row in whole.items() if shared}
     return max(means, key=lambda method: means[method]) if means else None
 
 

@@ -11,7 +11,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
+from statistics import median
 
 import torch
 
@@ -38,7 +38,7 @@ def measure_timing(folder: Path, configs: Mapping[str, TrainConfig]) -> None:
     times = dict(read_timing(folder))
     for method, config in configs.items():
         reports = play(replace(config, rounds=WARM + TIMED, evaluate_every=WARM + TIMED))
-        times[method] = fmean(report.figures["round_seconds"] for report in reports[1 + WARM :])
+        times[method] = median(report.figures["round_seconds"] for report in reports[1 + WARM :])
         _write(folder / FILE, times)
 
 
