@@ -39,8 +39,8 @@ def _scored(strategy: str, note: str, *, rounds: int = 56, **more: Any) -> Metho
 _EVERYTHING = {"strategy": "random", "select_fraction": 1.0, "batch_problems": 64}
 
 METHODS: Mapping[str, Method] = {
-    "random": Method("16 problems an update, at random", {"strategy": "random"}, 280, 15),
-    "full": Method("GRPO on all 128 that others choose from, 64 an update", _EVERYTHING, 80, 5),
+    "random": Method("16 problems an update, at random", {"strategy": "random"}, 260, 15),
+    "full": Method("GRPO on all 128 that others choose from, 64 an update", _EVERYTHING, 70, 5),
     "accgreedy": _scored("accgreedy", "pass rate nearest to one half"),
     "accuracy_band": _scored("accuracy_band", "at random among pass rates from .2 to .8"),
     "learnalign": _scored("learnalign", "cosine with the candidates' own pooled gradient"),
@@ -50,15 +50,15 @@ METHODS: Mapping[str, Method] = {
     "cosine_accuracy": _scored("cosine_accuracy", "cosine times 4p(1-p)", rounds=33),
     "diverse": _scored("diverse", "the set whose sum is best aligned, greedily", rounds=33),
     "full+val": Method(
-        "full, and all 48 trusted problems in each update", {**_EVERYTHING, "batch_validation": TRUSTED}, 50, 5
+        "full, and all 48 trusted problems in each update", {**_EVERYTHING, "batch_validation": TRUSTED}, 45, 5
     ),
-    "validation-only": Method("16 of the trusted problems an update", {"strategy": "random"}, 280, 15),
+    "validation-only": Method("16 of the trusted problems an update", {"strategy": "random"}, 260, 15),
     "dapo": Method(
         "64 groups with a signal an update, drawn until full",
         {"strategy": "random", "mode": "dynamic", "batch_problems": 64},
-        60,
+        48,
     ),
-    "oracle": Method("16 good problems an update: a filter that knows them", {"strategy": "oracle"}, 280, 15),
+    "oracle": Method("16 good problems an update: a filter that knows them", {"strategy": "oracle"}, 260, 15),
     "cosine-exact": _scored("cosine", "cosine without projection", rounds=33, exact_alignments=True),
 }
 """By the name of the row."""

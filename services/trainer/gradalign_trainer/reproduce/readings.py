@@ -11,6 +11,7 @@ from statistics import fmean, stdev
 from gradalign_trainer.reproduce.cells import ROLLOUTS, UPDATE_ROUNDS, UPDATES
 from gradalign_trainer.reproduce.results import Result
 from gradalign_trainer.reproduce.timing import Timing
+from gradalign_trainer.worlds import REGIMES
 
 __all__ = ["BUDGETS", "Difference", "Readings", "best_of", "interval", "paired"]
 
@@ -60,8 +61,8 @@ class Readings:
         return [self._results[cell] for cell in sorted(self._results)]
 
     def regimes(self) -> list[str]:
-        """Those with results, in the order they came in."""
-        return list(dict.fromkeys(cell.regime for cell in self._results))
+        """Those with results, in the order of `worlds.REGIMES`."""
+        return [regime for regime in REGIMES if any(cell.regime == regime for cell in self._results)]
 
     def of(self, regime: str, method: str, budget: str) -> dict[int, float]:
         """Seed -> held-out pass rate at a budget of `BUDGETS`; a run that ended before it is left out.
