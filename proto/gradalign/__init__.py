@@ -7,6 +7,7 @@ This package is the contract that trainers and the scorer share, and the client.
 from gradalign.client import AsyncClient, Client
 from gradalign.errors import (
     Conflict,
+    FeaturesMismatch,
     Fenced,
     Forbidden,
     GradAlignError,
@@ -52,6 +53,7 @@ __all__ = [
     "AsyncClient",
     "Client",
     "Conflict",
+    "FeaturesMismatch",
     "Fenced",
     "Forbidden",
     "GradAlignError",

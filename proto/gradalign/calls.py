@@ -53,6 +53,7 @@ class ScoreFields(TypedDict, total=False):
     pass_rates: Sequence[float] | None
     strategy: str | None
     select: int | None
+    features: Any
     request_id: str | None
 
 
@@ -63,6 +64,8 @@ class RefreshFields(TypedDict, total=False):
     rollouts: Sequence[int] | None
     tokens: Sequence[int] | None
     aggregation: str | None
+    decay: float | None
+    decay_version: int | None
     request_id: str | None
 
 
@@ -70,6 +73,7 @@ class SelectFields(TypedDict, total=False):
     """Optional settings of a /select request; `SelectRequest` says what each means."""
 
     problem_ids: Sequence[str] | None
+    features: Any
     half_life: float
     exploration: float
     cooldown: int
@@ -236,7 +240,9 @@ class CallBuilder:
         """`POST /select`."""
         common = self._common(settings.pop("request_id", None))
         request = SelectRequest(**common, count=count, policy_version=policy_version, **settings)  # type: ignore[arg-type]
-        return Call("POST", "/v1/select", Selection.from_map, [encode_value(request.header(), JSON)])
+        # A pool's features are some hundred kilobytes, which JSON would make twice as long and many times slower to read.
+        kind = JSON if request.features is None else MSGPACK
+        return Call("POST", "/v1/select", Selection.from_map, [encode_value(request.header(), kind)], kind)
 
     def runs(self) -> Call[list[RunState]]:
         """`GET /runs`."""

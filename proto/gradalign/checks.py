@@ -9,11 +9,15 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from gradalign.errors import InvalidValue
 
 __all__ = [
+    "MAX_FEATURES",
     "NAME_PATTERN",
     "check_distinct_ids",
+    "check_features",
     "check_int",
     "check_name",
     "check_number",
@@ -23,6 +27,8 @@ __all__ = [
     "shown",
 ]
 
+MAX_FEATURES = 64
+LARGEST_FEATURE = 1e3
 NAME_PATTERN = r"[A-Za-z0-9._-]{1,128}"
 _NAME = re.compile(NAME_PATTERN)
 
@@ -133,3 +139,32 @@ def check_numbers(
     if integers:
         return [check_int(f"{param}[{i}]", v, low=int(low)) for i, v in enumerate(values)]
     return [check_number(f"{param}[{i}]", v, low=low, high=high) for i, v in enumerate(values)]
+
+
+def check_features(param: str, value: Any, *, count: int) -> list[list[float]]:
+    """A matrix of finite numbers [count, 1 to MAX_FEATURES], each within +-1000; numpy, torch or nested lists."""
+    wanted = f"{count} rows, one for each of problem_ids, of 1 to {MAX_FEATURES} finite numbers each"
+    try:
+        table = np.asarray(value.tolist() if hasattr(value, "tolist") else value)
+    except ValueError:
+        table = np.zeros(0)  # rows of different lengths
+    if (
+        table.ndim != 2
+        or table.shape[0] != count
+        or not 1 <= table.shape[1] <= MAX_FEATURES
+        or table.dtype.kind not in "fiu"
+    ):
+        shape = f"of shape {list(table.shape)}" if table.ndim == 2 else shown(value)
+        raise InvalidValue(
+            f"{param} is {shape}; expected {wanted}. Keep the first principal components of wider ones.", param=param
+        )
+    wrong = np.argwhere(~(np.abs(table) <= LARGEST_FEATURE))
+    if wrong.size:
+        row, column = wrong[0].tolist()
+        raise InvalidValue(
+            f"{param}[{row}][{column}] is {table[row, column]}; expected a finite number within +-{LARGEST_FEATURE:g}. "
+            "Scale features to a spread of about 1.",
+            param=param,
+        )
+    rows: list[list[float]] = table.astype(np.float64).tolist()
+    return rows

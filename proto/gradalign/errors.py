@@ -147,7 +147,7 @@ class ValidationMissing(Conflict):
 
 
 class ValidationMismatch(Conflict):
-    """`dots` were taken against a validation version that is not the current one."""
+    """`dots_version` or `decay_version` names a validation version that is not the current one."""
 
     type = "validation_mismatch"
 
@@ -156,6 +156,12 @@ class ProjectionMismatch(Conflict):
     """The sketches were made with another projection than the run's."""
 
     type = "projection_mismatch"
+
+
+class FeaturesMismatch(Conflict):
+    """The features have another width than the run's."""
+
+    type = "features_mismatch"
 
 
 class StalePolicy(Conflict):

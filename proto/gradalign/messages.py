@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 from gradalign.checks import (
     check_distinct_ids,
+    check_features,
     check_int,
     check_name,
     check_number,
@@ -173,6 +174,9 @@ class ScoreRequest(_SketchRequest):
         pass_rates: mean reward of each group, in [0, 1]. None: strategies that need it are refused.
         strategy: one of STRATEGIES. None: the run's, which is the one last named, `cosine` at first.
         select: mark the best n of this request as selected. None: mark none.
+        features: what is known of each problem before it is tried, [problems, 1 to 64], each with a spread of about 1: the
+            run learns to predict alignments from them, for weights and for `/select`. One width in a run. None: nothing
+            is learned or predicted.
     """
 
     dots: list[float] | None = None
@@ -180,6 +184,7 @@ class ScoreRequest(_SketchRequest):
     pass_rates: list[float] | None = None
     strategy: str | None = None
     select: int | None = None
+    features: list[list[float]] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -193,6 +198,8 @@ class ScoreRequest(_SketchRequest):
             check_one_of("strategy", self.strategy, STRATEGIES)
         if self.select is not None:
             _replace(self, "select", check_int("select", self.select))
+        if self.features is not None:
+            _replace(self, "features", check_features("features", self.features, count=len(self.problem_ids)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,16 +209,30 @@ class RefreshRequest(_SketchRequest):
     Attributes:
         aggregation: `pooled` (sum weighted by `tokens`; without them as `mean`; the reference's rule), `mean` (plain
             mean) or `normalized` (sum of unit sketches). None: `pooled`.
+        decay: in [0, 1]; the validation gradient becomes `decay` times the run's plus the mean gradient of this request,
+            both as long as they are. A run without one begins with the mean. None: replaced, as by 0.
+        decay_version: the validation version whose gradient decays, for a sender that keeps a sum of its own; another
+            current version is refused. None: whichever is current.
 
     The other attributes are those of `ScoreRequest`.
     """
 
     aggregation: str | None = None
+    decay: float | None = None
+    decay_version: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.aggregation is not None:
             check_one_of("aggregation", self.aggregation, AGGREGATIONS)
+        if self.decay is not None:
+            _replace(self, "decay", check_number("decay", self.decay, low=0.0, high=1.0))
+        if self.decay_version is not None:
+            _replace(self, "decay_version", check_int("decay_version", self.decay_version))
+            if self.decay is None:
+                raise InvalidValue(
+                    "decay_version was sent without decay; send both, or neither.", param="decay_version"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,8 +244,12 @@ class SelectRequest(_Header):
         policy_version: the current one; staleness is counted from it.
         count: how many problems to pick.
         problem_ids: pick among these only; ids never scored may be among them. None: all problems ever scored.
-        half_life: staleness, in policy versions, at which a score has shrunk half-way to the run's mean.
-        exploration: share of the picks, in [0, 1], that goes to problems never scored or longest unscored.
+        features: of `problem_ids`, as in `ScoreRequest`: pick what a Thompson draw on the alignments that the run's scores
+            and their features predict puts first, instead of stored priorities.
+        half_life: staleness, in policy versions, at which a score has shrunk half-way to the run's mean. Not used with
+            `features`.
+        exploration: share of the picks, in [0, 1], that goes to problems never scored or longest unscored; with `features`,
+            to problems drawn uniformly.
         cooldown: a problem picked less than this many policy versions ago is picked only when no other is left.
         seed: seed of the exploration; the same request on the same state picks the same problems.
         request_id: makes a retry exactly-once.
@@ -235,6 +260,7 @@ class SelectRequest(_Header):
     policy_version: int
     count: int
     problem_ids: list[str] | None = None
+    features: list[list[float]] | None = None
     half_life: float = 16.0
     exploration: float = 0.1
     cooldown: int = 1
@@ -250,6 +276,12 @@ class SelectRequest(_Header):
             _replace(self, name, check_int(name, getattr(self, name), low=low))
         if self.problem_ids is not None:
             _replace(self, "problem_ids", check_distinct_ids("problem_ids", self.problem_ids, most=MAX_POOL))
+        if self.features is not None:
+            if self.problem_ids is None:
+                raise InvalidValue(
+                    "features were sent without problem_ids; send the ids of their rows.", param="problem_ids"
+                )
+            _replace(self, "features", check_features("features", self.features, count=len(self.problem_ids)))
         _replace(self, "half_life", check_number("half_life", self.half_life, low=1e-6))
         _replace(self, "exploration", check_number("exploration", self.exploration, low=0.0, high=1.0))
         if self.request_id is not None:

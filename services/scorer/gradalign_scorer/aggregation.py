@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from torch import Tensor
 from gradalign import InvalidValue
 from gradalign_scorer.alignment import Products, SketchRows, products, weighted_sum
 
-__all__ = ["CANCELLED", "ValidationGradient", "aggregate", "pooled_weights"]
+__all__ = ["CANCELLED", "ValidationGradient", "aggregate", "decayed", "pooled_weights"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -30,12 +30,15 @@ class ValidationGradient:
         coherence: norm of the mean unit gradient: 1 when all problems agree, about 1/sqrt(n) when they share nothing.
         used: [n]; the finite rows with a signal that went into it.
         finite: [n]; False for a row with NaN or Inf.
+        length: of the mean gradient, weighted as the rows are, in the direction of `vector`; finite rows without a signal
+            count as zero.
     """
 
     vector: Tensor
     coherence: float
     used: npt.NDArray[np.bool_]
     finite: npt.NDArray[np.bool_]
+    length: float
 
 
 def aggregate(
@@ -63,6 +66,8 @@ def aggregate(
             param="sketches",
         )
     unit_sum = weighted_sum(rows, _inverse(parts), device)
+    raw = np.ones(len(rows)) if tokens is None or aggregation != "pooled" else np.array(tokens, dtype=np.float64)
+    longest = 1.0 if aggregation == "normalized" else float((raw * parts.norms)[used].max())
     if aggregation == "normalized":
         total = unit_sum
     else:
@@ -75,7 +80,30 @@ def aggregate(
             param="sketches",
         )
     coherence = float(torch.linalg.vector_norm(unit_sum.double())) / int(used.sum())
-    return ValidationGradient((total.double() / norm).float(), min(coherence, 1.0), used, parts.finite)
+    length = norm * longest / float(raw[parts.finite].sum())
+    return ValidationGradient((total.double() / norm).float(), min(coherence, 1.0), used, parts.finite, length)
+
+
+def decayed(gradient: ValidationGradient, earlier: Tensor, length: float, decay: float) -> ValidationGradient:
+    """A refresh with what it leaves of the gradient before: `decay` times that, and the mean gradient of the refresh.
+
+    Args:
+        gradient: of the refresh.
+        earlier: unit vector, float32 [dim].
+        length: of the gradient in that direction.
+        decay: in [0, 1].
+
+    Raises:
+        InvalidValue: the two cancel.
+    """
+    total = decay * length * earlier.double() + gradient.length * gradient.vector.double()
+    norm = float(torch.linalg.vector_norm(total))
+    if norm <= CANCELLED * max(decay * length, gradient.length):
+        raise InvalidValue(
+            f"decay {decay:g} of the validation gradient before cancels the new one to zero; send decay 0 to begin anew.",
+            param="decay",
+        )
+    return replace(gradient, vector=(total / norm).float(), length=norm)
 
 
 def pooled_weights(parts: Products, tokens: Sequence[int] | None) -> Floats:

@@ -15,6 +15,7 @@ from gradalign import (
     SelectRequest,
 )
 from gradalign_scorer.aggregation import ValidationGradient
+from gradalign_scorer.predictor import Moments
 from gradalign_scorer.rounds import refresh_round, score_round, select_round
 from gradalign_scorer.scoring import NOT_FINITE, Scored
 from gradalign_scorer.selection import Picks, StoredScores
@@ -50,7 +51,16 @@ def score_commit(
         selected=np.arange(count) < selected,
         pass_rates=scored.pass_rates,
         reliability=trust.value if trust else None,
+        moments=_moments(request, scored),
     )
+
+
+def _moments(request: ScoreRequest, scored: Scored) -> Moments | None:
+    """Of the features and alignments of what was scored; None where either is missing."""
+    if request.features is None or scored.alignments is None or not scored.ids:
+        return None
+    by_id = dict(zip(request.problem_ids, request.features, strict=True))
+    return Moments.of(np.array([by_id[problem_id] for problem_id in scored.ids]), scored.alignments)
 
 
 def _ranking(
@@ -77,8 +87,10 @@ def _ranking(
     )
 
 
-def refresh_commit(request: RefreshRequest, digest: bytes, version: int, gradient: ValidationGradient) -> RefreshCommit:
-    """The write and the reply of a /refresh_validation that makes `version`."""
+def refresh_commit(
+    request: RefreshRequest, digest: bytes, version: int, gradient: ValidationGradient, *, base: int | None = None
+) -> RefreshCommit:
+    """The write and the reply of a /refresh_validation that makes `version`, from version `base` where that decayed."""
     reply = RefreshReply(
         run_id=request.run_id,
         policy_version=request.policy_version,
@@ -100,10 +112,16 @@ def refresh_commit(request: RefreshRequest, digest: bytes, version: int, gradien
         reply=_packed(reply),
         record=refresh_round(request, version, gradient),
         projection=request.projection,
-        validation=ValidationRecord(version, request.policy_version, gradient.vector.numpy()),
+        validation=ValidationRecord(version, request.policy_version, gradient.vector.numpy(), gradient.length),
         problems=reply.problems,
         coherence=gradient.coherence,
+        base=_base(request, base),
     )
+
+
+def _base(request: RefreshRequest, base: int | None) -> int | None:
+    """A refresh that was to decay a gradient, and found none, must still find none when it is committed."""
+    return (base or 0) if request.decay is not None else None
 
 
 def selection_commit(

@@ -18,23 +18,26 @@ import torch
 from torch import Tensor
 
 from gradalign import RefreshRequest, ScoreRequest, SelectRequest, Unavailable, ValidationMismatch, WireError
-from gradalign_scorer.aggregation import ValidationGradient, aggregate
+from gradalign_scorer.aggregation import ValidationGradient, aggregate, decayed
 from gradalign_scorer.alignment import Products, SketchRows
 from gradalign_scorer.arrival import arriving_products
 from gradalign_scorer.bodies import Body
 from gradalign_scorer.engine import Engine
 from gradalign_scorer.metrics import Metrics
 from gradalign_scorer.outcomes import refresh_commit, score_commit, selection_commit
+from gradalign_scorer.predictor import Moments
+from gradalign_scorer.proposals import expectations, stored_scores, with_predictions
 from gradalign_scorer.requestlog import stage
 from gradalign_scorer.runfigures import RunFigures
 from gradalign_scorer.scoring import Evidence, Scored, Scoring, score, score_together
-from gradalign_scorer.selection import PickRule, StoredScores, pick
+from gradalign_scorer.selection import PickRule, pick
 from gradalign_scorer.store import (
     Commit,
     RunRecord,
     RunStore,
     ValidationRecord,
     VersionTakenError,
+    features_mismatch,
     fenced,
     projection_mismatch,
     run_not_found,
@@ -46,6 +49,11 @@ __all__ = ["Service"]
 
 T = TypeVar("T")
 _REFRESH_TRIES = 5
+_ADVICE = {
+    "dots_version": "take the products with the gradient of the latest /refresh_validation, and send the version of its "
+    "reply. Or leave dots out: the sketches alone will do.",
+    "decay_version": "the sum that you keep is of another gradient. Begin it anew, and send a refresh without decay.",
+}
 
 
 class Service:
@@ -90,7 +98,7 @@ class Service:
                     return stored
                 _check_run(request, run)
                 validation = await self._validations.current(run) if run else None
-                _check_dots(request, validation)
+                _check_version("dots_version", request.dots_version, validation, request.run_id)
             strategy = request.strategy or (run.strategy if run else "cosine")
             with self._metrics.stage("compute", body):
                 vector = None if validation is None else torch.tensor(validation.vector)
@@ -141,7 +149,9 @@ class Service:
                     with stage("compute"):
                         gradient = await self._aggregate(request)
                 version = (run.validation_counter if run else 0) + 1
-                commit = refresh_commit(request, digest, version, gradient)
+                base = await self._decaying(request, run)
+                whole = gradient if base is None else await self._decayed(request, gradient, base)
+                commit = refresh_commit(request, digest, version, whole, base=base.version if base else None)
                 try:
                     with stage("commit"):
                         reply = await self.store.commit_refresh(commit)
@@ -167,12 +177,11 @@ class Service:
                     return stored
                 _check_clock(request.epoch, request.policy_version, run)
                 columns = await self.store.load_problems(request.run_id, request.problem_ids)
-            scores = StoredScores(
-                ids=columns.ids,
-                priorities=columns.column("priority"),
-                policy_versions=columns.column("policy_version"),
-                selected_versions=columns.column("selected_version"),
-            )
+                scores = stored_scores(columns)
+                if request.features is not None:
+                    learned = await self._moments(request.run_id, request.features)
+                    table = np.array(request.features)
+                    scores = await asyncio.to_thread(expectations, columns, table, learned, request)
             rule = PickRule(
                 policy_version=request.policy_version,
                 count=request.count,
@@ -210,15 +219,43 @@ class Service:
         rows, rule = SketchRows([request.sketches]), request.aggregation or "pooled"
         return await self.engine.run(partial(aggregate, rows, rule, request.tokens, self.engine.device))
 
+    async def _decaying(self, request: RefreshRequest, run: RunRecord | None) -> ValidationRecord | None:
+        """The run's validation gradient where something of it is to be left; None also where the run has none."""
+        if request.decay is None:
+            return None
+        held = await self._validations.current(run) if run else None
+        _check_version("decay_version", request.decay_version, held, request.run_id)
+        return held
+
+    async def _decayed(
+        self, request: RefreshRequest, gradient: ValidationGradient, base: ValidationRecord
+    ) -> ValidationGradient:
+        assert request.decay is not None
+        job = partial(decayed, gradient, torch.tensor(base.vector), base.length, request.decay)
+        return await self.engine.run(job)
+
     async def _evidence(self, request: ScoreRequest, run: RunRecord | None) -> Evidence:
         if run is None:
             zeros = np.zeros(len(request.problem_ids))
             return Evidence(zeros, zeros, None)
         columns = await self.store.load_problems(request.run_id, request.problem_ids)
         moments = run.spread()
-        return Evidence(
+        evidence = Evidence(
             columns.column("evidence_sum"), columns.column("evidence_weight"), moments[1] if moments else None
         )
+        if request.features is None:
+            return evidence
+        learned = await self._moments(request.run_id, request.features)
+        if learned is None:
+            return evidence
+        return await asyncio.to_thread(with_predictions, evidence, learned, np.array(request.features))
+
+    async def _moments(self, run_id: str, features: list[list[float]]) -> Moments | None:
+        """What the run has learned of its features; FeaturesMismatch where these are others."""
+        moments = await self.store.load_moments(run_id)
+        if moments is not None and moments.width != len(features[0]):
+            raise features_mismatch(len(features[0]), moments.width)
+        return moments
 
 
 async def _digest(request: ScoreRequest | RefreshRequest | SelectRequest, body: Body) -> bytes:
@@ -268,13 +305,9 @@ def _check_run(request: ScoreRequest | RefreshRequest, run: RunRecord | None) ->
         raise projection_mismatch(request.projection.to_map(), held)
 
 
-def _check_dots(request: ScoreRequest, validation: ValidationRecord | None) -> None:
+def _check_version(param: str, sent: int | None, validation: ValidationRecord | None, run_id: str) -> None:
     held = validation.version if validation else None
-    if request.dots_version is not None and request.dots_version != held:
-        state = "holds no validation gradient" if held is None else f"is at validation version {held}"
-        raise ValidationMismatch(
-            f"dots_version is {request.dots_version} and run {request.run_id!r} {state}; take the products with the "
-            "gradient of the latest /refresh_validation, and send the version of its reply. Or leave dots out: the "
-            "sketches alone will do.",
-            param="dots_version",
-        )
+    if sent is None or sent == held:
+        return
+    state = "holds no validation gradient" if held is None else f"is at validation version {held}"
+    raise ValidationMismatch(f"{param} is {sent} and run {run_id!r} {state}; {_ADVICE[param]}", param=param)

@@ -4,7 +4,7 @@ from gradalign_scorer.store.commits import Commit, RefreshCommit, ScoreCommit, S
 from gradalign_scorer.store.embedded import EmbeddedServer, EmbeddedServerError
 from gradalign_scorer.store.problems import ProblemColumns
 from gradalign_scorer.store.records import RunRecord
-from gradalign_scorer.store.refusals import fenced, projection_mismatch, run_not_found, stale_policy
+from gradalign_scorer.store.refusals import features_mismatch, fenced, projection_mismatch, run_not_found, stale_policy
 from gradalign_scorer.store.runs import RunStore, VersionTakenError
 from gradalign_scorer.store.validations import ValidationRecord
 
@@ -20,6 +20,7 @@ __all__ = [
     "SelectionCommit",
     "ValidationRecord",
     "VersionTakenError",
+    "features_mismatch",
     "fenced",
     "projection_mismatch",
     "run_not_found",

@@ -3,6 +3,10 @@
 local validations_key, rounds_key = KEYS[3], KEYS[4]
 local version = tonumber(field('validation_counter') or '0') + 1
 if version ~= request.validation_version then return {'version_taken'} end
+-- A restore changes which version is current, and not the number of the next.
+if request.validation_base >= 0 and tonumber(field('validation_version') or '0') ~= request.validation_base then
+  return {'version_taken'}
+end
 begin()
 redis.call('HSET', validations_key, whole(version), ARGV[2])
 for _, old in ipairs(redis.call('HKEYS', validations_key)) do

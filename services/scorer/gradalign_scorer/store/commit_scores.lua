@@ -1,14 +1,27 @@
--- KEYS: meta, reply, problems, unsorted, validations, rounds.
--- ARGV[2]: a row for each problem; ARGV[3]: the ids, in the order of the rows, a msgpack array.
+-- KEYS: meta, reply, problems, unsorted, validations, rounds, moments.
+-- ARGV[2]: a row for each problem; ARGV[3]: the ids, in the order of the rows, a msgpack array; ARGV[4]: moments to add
+-- to the run's, doubles, or nothing.
 -- All values are read, computed and only then written, within this script: concurrent writers lose nothing, and a
 -- failure leaves nothing half-written.
 local problems_key, unsorted_key, validations_key, rounds_key = KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local moments_key, moments = KEYS[7], ARGV[4]
 local ROW = '<fdfBB'
 local ROW_SIZE = struct.size(ROW)
 
 if request.validation_version > 0 and
   redis.call('HEXISTS', validations_key, whole(request.validation_version)) == 0 then
   return {'validation_gone'}
+end
+
+if moments ~= '' then
+  local held = redis.call('GET', moments_key)
+  if held and #held ~= #moments then return {'features_mismatch', whole(#held)} end
+  local sums = {}
+  for at = 1, held and #held or 0, 8 do
+    local old, new = struct.unpack('<d', held, at), struct.unpack('<d', moments, at)
+    sums[#sums + 1] = struct.pack('<d', old * request.moments_kept + new)
+  end
+  if held then moments = table.concat(sums) end
 end
 
 local ids = cmsgpack.unpack(ARGV[3])
@@ -46,6 +59,7 @@ if request.spread_weight > 0 then
     redis.call('HSET', meta, name, exact(tonumber(field(name) or '0') * request.discount + request[name]))
   end
 end
+if moments ~= '' then redis.call('SET', moments_key, moments) end
 write_pairs('HSET', problems_key, writes)
 if fresh > 0 then redis.call('HINCRBY', meta, 'problems', fresh) end
 if #ids > 0 then redis.call('RPUSH', unsorted_key, ARGV[3]) end

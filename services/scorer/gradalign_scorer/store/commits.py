@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradalign import Projection, RoundRecord
+from gradalign_scorer.predictor import HALF_LIFE, Moments
 from gradalign_scorer.store.validations import ValidationRecord
 
 __all__ = ["Commit", "RefreshCommit", "ScoreCommit", "SelectionCommit"]
@@ -75,6 +76,7 @@ class ScoreCommit(Commit):
         selected: bool [n].
         pass_rates: float [n]; None keeps what is known.
         reliability: None keeps the run's.
+        moments: of these scores, to be added to the run's; None where no features were sent.
     """
 
     projection: Projection
@@ -87,6 +89,7 @@ class ScoreCommit(Commit):
     selected: npt.NDArray[np.bool_]
     pass_rates: npt.NDArray[np.floating[Any]] | None = None
     reliability: float | None = None
+    moments: Moments | None = None
 
     def header(self) -> dict[str, Any]:
         """The script's request map."""
@@ -100,17 +103,19 @@ class ScoreCommit(Commit):
             "spread_weight": float(len(evidence)),
             "spread_sum": float(evidence.sum()),
             "spread_square": float(np.square(evidence).sum()),
+            "moments_kept": 1.0 if self.moments is None else 0.5 ** (self.moments.count / HALF_LIFE),
         }
 
     def arguments(self) -> Sequence[bytes | str]:
-        """The rows and the ids."""
+        """The rows, the ids and the moments."""
         rows = np.zeros(len(self.ids), dtype=_ROW_DTYPE)
         rows["alignment"], rows["priority"] = self.alignments, self.priorities
         rows["pass_rate"] = np.nan if self.pass_rates is None else self.pass_rates
         rows["signal"], rows["selected"] = self.signal, self.selected
         assert not np.isnan(rows["priority"]).any(), "a priority is NaN"
         # One argument, since the client packs thousands of them one by one.
-        return (rows.tobytes(), msgpack.packb(self.ids, use_bin_type=False))
+        moments = b"" if self.moments is None else self.moments.pack()
+        return (rows.tobytes(), msgpack.packb(self.ids, use_bin_type=False), moments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,12 +127,15 @@ class RefreshCommit(Commit):
         validation: with the version after the run's highest; refused where another writer took it.
         problems: how many problems went into it.
         coherence: of those problems.
+        base: the version that it was computed from, which must still be the current one; 0 for none, and None where
+            nothing of an earlier one is in it.
     """
 
     projection: Projection
     validation: ValidationRecord
     problems: int
     coherence: float
+    base: int | None = None
 
     def header(self) -> dict[str, Any]:
         """The script's request map."""
@@ -135,6 +143,7 @@ class RefreshCommit(Commit):
             **super().header(),
             **_projection_fields(self.projection),
             "validation_version": self.validation.version,
+            "validation_base": -1 if self.base is None else self.base,
             "validation_problems": self.problems,
             "coherence": float(self.coherence),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["RUNS", "SNAPSHOT_PARTS", "RunKeys"]
 
 RUNS = "gradalign:runs"
-SNAPSHOT_PARTS = ("meta", "problems", "priorities", "validations", "rounds", "unsorted")
+SNAPSHOT_PARTS = ("meta", "problems", "priorities", "validations", "rounds", "unsorted", "moments")
 
 
 class RunKeys:
@@ -18,12 +18,14 @@ class RunKeys:
         validations: hash, validation version -> packed validation gradient; immutable fields, old ones removed.
         rounds: stream of committed requests, entry `{round}-0`.
         unsorted: list of the ids of commits whose problems are still to be put in place in `priorities`, packed.
+        moments: packed sums of features and alignments; absent where no features were sent.
         snapshots: set of snapshot names.
     """
 
     def __init__(self, run_id: str) -> None:
         self._base = f"gradalign:{{{run_id}}}"
-        self.meta, self.problems, self.priorities, self.validations, self.rounds, self.unsorted = self.parts()
+        self.meta, self.problems, self.priorities, self.validations, self.rounds, *others = self.parts()
+        self.unsorted, self.moments = others
         self.snapshots = f"{self._base}:snapshots"
 
     def parts(self) -> list[str]:

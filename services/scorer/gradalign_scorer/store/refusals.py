@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gradalign import (
+    FeaturesMismatch,
     Fenced,
     NotFound,
     ProjectionMismatch,
@@ -15,10 +16,12 @@ from gradalign import (
     ValidationMissing,
     WireError,
 )
+from gradalign_scorer.predictor import width_of
 from gradalign_scorer.store.commits import Commit, RefreshCommit, ScoreCommit
 
 __all__ = [
     "commit_refusal",
+    "features_mismatch",
     "fenced",
     "projection_mismatch",
     "request_id_reused",
@@ -72,6 +75,15 @@ def projection_mismatch(sent: dict[str, Any], held: dict[str, Any]) -> Projectio
     )
 
 
+def features_mismatch(sent: int, held: int) -> FeaturesMismatch:
+    """The error for features of another width than the run's."""
+    return FeaturesMismatch(
+        f"features have {sent} numbers a problem and the run's have {held}: what was learned of those says nothing about "
+        "these. Send the features that the run began with, leave them out, or use another run_id.",
+        param="features",
+    )
+
+
 def request_id_reused(request_id: str | None) -> RequestIdReused:
     """The error for an id that belongs to another request."""
     return RequestIdReused(
@@ -88,6 +100,8 @@ def commit_refusal(status: str, details: list[str], commit: Commit) -> WireError
         return projection_mismatch(commit.projection.to_map(), json.loads(details[0]))
     if status == "validation_gone" and isinstance(commit, ScoreCommit):
         return _validation_gone(commit)
+    if status == "features_mismatch" and isinstance(commit, ScoreCommit) and commit.moments is not None:
+        return features_mismatch(commit.moments.width, width_of(int(details[0])))
     refusals: dict[str, Callable[[], WireError]] = {
         "fenced": lambda: fenced(commit.epoch, details[0]),
         "stale_policy": lambda: stale_policy(commit.policy_version, details[0]),

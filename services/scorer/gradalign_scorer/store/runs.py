@@ -12,6 +12,7 @@ from typing import Self
 
 from gradalign import NotFound, ProblemPage, ProblemState, RankingOutline, RoundRecord, RunState
 from gradalign.checks import shown
+from gradalign_scorer.predictor import Moments
 from gradalign_scorer.store.commits import Commit, RefreshCommit, ScoreCommit, SelectionCommit
 from gradalign_scorer.store.connection import REPLY_SECONDS, Connection, Tally
 from gradalign_scorer.store.cursors import decode_cursor, encode_cursor
@@ -125,6 +126,12 @@ class RunStore:
             packed = await self._redis.hget(RunKeys(run_id).validations, str(version))
         return None if packed is None else ValidationRecord.unpack(packed)
 
+    async def load_moments(self, run_id: str) -> Moments | None:
+        """Sums of the run's features and alignments; None where no features were sent."""
+        async with self._connection.guarded():
+            packed = await self._redis.get(RunKeys(run_id).moments)
+        return None if packed is None else Moments.unpack(packed)
+
     async def load_problems(self, run_id: str, ids: Sequence[str] | None = None) -> ProblemColumns:
         """Records of the given problems, in their order; of all problems, in any order, for None.
 
@@ -150,10 +157,11 @@ class RunStore:
         """Store the scores of a request; the reply to send, which a repetition gets from its first commit.
 
         Raises:
-            Fenced, RequestIdReused, StalePolicy, ProjectionMismatch, ValidationMissing: nothing was stored.
+            Fenced, RequestIdReused, StalePolicy, ProjectionMismatch, FeaturesMismatch, ValidationMissing: nothing was
+                stored.
         """
         keys = RunKeys(commit.run_id)
-        names = [keys.problems, keys.unsorted, keys.validations, keys.rounds]
+        names = [keys.problems, keys.unsorted, keys.validations, keys.rounds, keys.moments]
         reply = await self._commit("commit_scores", names, commit)
         self._sorting.soon(commit.run_id)
         return reply
