@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradalign.checks import NAME_PATTERN
-from gradalign.messages import AGGREGATIONS, MAX_PROBLEMS, STRATEGIES
+from gradalign.checks import MAX_FEATURES, NAME_PATTERN
+from gradalign.messages import AGGREGATIONS, MAX_POOL, MAX_PROBLEMS, STRATEGIES
 from gradalign.projection import MAX_DIM
 from gradalign_trainer.datasets.source import DataSpec, parse_sources
 from gradalign_trainer.rewards import unknown_reward
@@ -103,12 +103,19 @@ class TrainConfig:
             batch is full of groups whose rewards differ (DAPO's dynamic sampling), with `strategy = "random"`.
         score_updates: in mode `choose`, also send the scorer the sketches of the problems trained on, taken out of the
             updates' own backwards, so that what it remembers of them is fresh.
+        proposals: in mode `weight`, let the scorer say which problems to generate for, from features of the initial policy.
+        proposal_pool: candidates that it is shown for each batch, drawn at random; one request holds their features.
+        proposal_exploration: share of each batch that is drawn uniformly.
+        feature_components: principal components of the last prompt token's state that make the features.
         pool_size: candidates per round (the paper's M); one request holds at most 4096.
         select_fraction: share of them that is trained on (the paper's q).
         group_size: rollouts per problem; at least 2, since one has no advantage over itself.
         validation_problems: how many trusted problems to use.
         validation_rollouts: rollouts per validation problem.
         refresh_every: rounds between validation gradients.
+        validation_subset: trusted problems of each validation gradient, in rotation; None takes all of them each time.
+        validation_decay: share of the validation gradient before that stays in the next: v becomes decay v + the new mean.
+        train_on_validation: let each fresh gradient of validation problems join the update that follows; in mode `weight`.
         aggregation: of validation sketches: `pooled`, `mean` or `normalized`.
         exact_alignments: keep the full validation gradient and take exact products with it, so that alignments have no
             error of projection; memory of one more gradient, and not with `normalized`.
@@ -166,12 +173,19 @@ class TrainConfig:
     strategy: str = field(default="cosine", metadata=limits(choices=(*STRATEGIES, "oracle")))
     mode: str = field(default="choose", metadata=limits(choices=("choose", "weight", "dynamic")))
     score_updates: bool = False
+    proposals: bool = False
+    proposal_pool: int = field(default=512, metadata=limits(low=1, high=MAX_POOL))
+    proposal_exploration: float = field(default=3 / 16, metadata=limits(low=0, high=1))
+    feature_components: int = field(default=16, metadata=limits(low=1, high=MAX_FEATURES))
     pool_size: int = field(default=96, metadata=limits(low=1, high=MAX_PROBLEMS))
     select_fraction: float = field(default=1 / 3, metadata=limits(above=0, high=1))
     group_size: int = field(default=8, metadata=limits(low=2))
     validation_problems: int = field(default=32, metadata=limits(low=1, high=MAX_PROBLEMS))
     validation_rollouts: int = field(default=12, metadata=limits(low=2))
     refresh_every: int = field(default=1, metadata=_COUNT)
+    validation_subset: int | None = field(default=None, metadata=_COUNT)
+    validation_decay: float = field(default=0.0, metadata=limits(low=0, high=1))
+    train_on_validation: bool = False
     aggregation: str = field(default="pooled", metadata=limits(choices=AGGREGATIONS))
     exact_alignments: bool = False
     dim: int = field(default=8192, metadata=limits(low=1, high=MAX_DIM))

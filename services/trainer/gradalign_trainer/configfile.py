@@ -122,6 +122,11 @@ def _clashes(config: TrainConfig) -> list[str]:
             f"batch_validation = {config.batch_validation} is more than validation_problems = {config.validation_problems}. "
             "Set it to at most that."
         )
+    faults += [
+        f'{name} = true belongs to mode "weight", and mode = {config.mode!r}. Set {name} = false, or mode = "weight".'
+        for name in ("train_on_validation", "proposals")
+        if getattr(config, name) and config.mode != "weight"
+    ]
     if config.exact_alignments and config.aggregation == "normalized":
         faults.append(
             'exact_alignments = true needs the validation gradient as one sum, which aggregation = "normalized" does not '

@@ -18,11 +18,13 @@ from typing import TypeVar
 from torch import Tensor
 
 from gradalign import Client
+from gradalign.calls import SelectFields
 from gradalign.errors import NotFound, UnavailableError, ValidationMismatch, ValidationMissing
 from gradalign.projection import Projection
 from gradalign.replies import Ranking, RefreshReply
+from gradalign_trainer.measured import Measured
 
-__all__ = ["Choice", "Curriculum", "Measured", "ScorerAddress"]
+__all__ = ["Choice", "Curriculum", "ScorerAddress"]
 
 T = TypeVar("T")
 PROBE_TIMEOUT = 5.0  # seconds; a scorer that hangs must not cost every round its full time limit
@@ -56,50 +58,6 @@ class ScorerAddress:
             epoch=self.epoch,
             timeout=min(self.timeout, PROBE_TIMEOUT) if probing else self.timeout,
             retries=0 if probing else self.retries,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Gradients of problems, as the scorer takes them; row i everywhere is problem i.
-
-    Attributes:
-        problem_ids: distinct ids, P of them.
-        sketches: float32 [P, dim], on the CPU.
-        tokens: completion tokens of the group.
-        rollouts: group sizes.
-        pass_rates: mean rewards, clipped to [0, 1].
-        norms: exact gradient norms; None where they were not taken.
-        dots: exact products with the unit validation gradient; None where they were not taken.
-        dots_version: the validation version of `dots`.
-    """
-
-    problem_ids: Sequence[str]
-    sketches: Tensor
-    tokens: Sequence[int]
-    rollouts: Sequence[int]
-    pass_rates: Sequence[float]
-    norms: Sequence[float] | None = None
-    dots: Sequence[float] | None = None
-    dots_version: int | None = None
-
-    def distinct(self) -> Measured:
-        """The same with only the first row of every problem."""
-        first = list({problem_id: row for row, problem_id in reversed(list(enumerate(self.problem_ids)))}.values())
-        first.sort()
-
-        def rows(column: Sequence[T]) -> list[T]:
-            return [column[row] for row in first]
-
-        return Measured(
-            problem_ids=rows(self.problem_ids),
-            sketches=self.sketches[first],
-            tokens=rows(self.tokens),
-            rollouts=rows(self.rollouts),
-            pass_rates=rows(self.pass_rates),
-            norms=None if self.norms is None else rows(self.norms),
-            dots=None if self.dots is None else rows(self.dots),
-            dots_version=self.dots_version,
         )
 
 
@@ -177,10 +135,21 @@ class Curriculum:
             self._attempt("health", lambda client: client.health())
         return self.adaptive and not self._away
 
-    def refresh_validation(self, measured: Measured, *, policy_version: int) -> RefreshReply | None:
-        """Replace the validation gradient; None where the scorer is away, or no validation problem has a signal.
+    def refresh_validation(
+        self, measured: Measured, *, policy_version: int, decay: float | None = None, decay_version: int | None = None
+    ) -> RefreshReply | None:
+        """Renew the validation gradient; None where the scorer is away, or no validation problem has a signal.
 
         Without a signal the gradient that the scorer holds, if any, stays.
+
+        Args:
+            measured: gradients of validation problems.
+            policy_version: that they are of.
+            decay: share of the gradient before that is kept; None replaces it.
+            decay_version: its version, where the caller keeps it too.
+
+        Raises:
+            ValidationMismatch: the scorer holds another than `decay_version`.
         """
         if not measured.sketches.any():
             logger.warning(
@@ -200,11 +169,41 @@ class Curriculum:
                 tokens=measured.tokens,
                 rollouts=measured.rollouts,
                 aggregation=self._aggregation,
+                decay=decay,
+                decay_version=decay_version,
             ),
         )
         if reply is not None:
             self.validation, self.needs_validation = reply, False
         return reply
+
+    def propose(
+        self, problem_ids: Sequence[str], features: Tensor, count: int, *, policy_version: int, exploration: float
+    ) -> Sequence[str] | None:
+        """Which `count` of these problems to generate for next; None where the scorer is away or knows nothing yet.
+
+        Args:
+            problem_ids: distinct ids, n of them.
+            features: [n, F].
+            count: how many.
+            policy_version: of the policy.
+            exploration: share of them drawn uniformly.
+        """
+        if self._away or self.needs_validation:
+            return None
+        settings: SelectFields = {
+            "problem_ids": problem_ids,
+            "features": features,
+            "exploration": exploration,
+            "seed": self._seed,
+        }
+        try:
+            reply = self._attempt(
+                "select", lambda client: client.select(count, policy_version=policy_version, **settings)
+            )
+        except NotFound:
+            return None
+        return None if reply is None else reply.selected
 
     def choose(self, measured: Measured, count: int, *, policy_version: int, round_number: int) -> Choice:
         """The best `count` problems of those measured, and every one's weight.
@@ -240,6 +239,7 @@ class Curriculum:
                     pass_rates=measured.pass_rates,
                     strategy=self._strategy,
                     select=select,
+                    features=measured.features,
                 ),
             )
         except (ValidationMissing, ValidationMismatch) as error:

@@ -22,6 +22,7 @@ from gradalign_trainer.config import TrainConfig
 from gradalign_trainer.costs import Costs
 from gradalign_trainer.curriculum import Curriculum, ScorerAddress
 from gradalign_trainer.evaluation import exact_pass_rates, sampled_pass_rates
+from gradalign_trainer.features import PoolFeatures
 from gradalign_trainer.policy import Policy
 from gradalign_trainer.records import Observer, RoundReport, RunData, RunResult
 from gradalign_trainer.rounds import ROUNDS, Workshop
@@ -88,10 +89,11 @@ class _Run:
         self.reports: list[RoundReport] = []
         start = _checkpoint_to_resume(self.checkpoints, config, resume=resume)
         state = load_state(start) if start else None
+        training = load_optimizer(start, torch.device("cpu")) if start else None
         self.policy = Policy(
             config,
             start or source,
-            training=load_optimizer(start, torch.device("cpu")) if start else None,
+            training=training,
             version=state.policy_version if state else 0,
         )
         self.last_checkpoint = start or self.checkpoints
@@ -99,7 +101,8 @@ class _Run:
         round_number = state.round_number if state else 0
         costs = Costs.from_state(state.costs) if state else Costs()
         shared = (config, data, self.policy, self.curriculum, observer)
-        self.shop = Workshop(*shared, round_number=round_number, costs=costs)
+        features = self._features(training)
+        self.shop = Workshop(*shared, round_number=round_number, costs=costs, features=features)
 
     @property
     def round_number(self) -> int:
@@ -110,6 +113,21 @@ class _Run:
         """Whether all rounds are played, or the rollouts that were to be spent are."""
         spent, limit = self.shop.costs.total_rollouts, self.config.stop_at_rollouts
         return self.round_number >= self.config.rounds or (limit is not None and spent >= limit)
+
+    def _features(self, training: dict[str, Any] | None) -> PoolFeatures | None:
+        """Of the policy that the run began with, which a checkpoint does not hold any more: it holds its features."""
+        if not self.config.proposals:
+            return None
+        kept = training.get("features") if training else None
+        if kept is not None:
+            return PoolFeatures.from_state(self.data.pool, kept)
+        if training is not None:
+            raise GradAlignError(
+                "the checkpoint was made with proposals = false and holds no features of the initial policy. "
+                "Resume with that setting."
+            )
+        model, tokenizer = self.policy.model, self.policy.tokenizer
+        return PoolFeatures.of(model, tokenizer, self.data.pool, self.config.feature_components)
 
     def _curriculum(self, state: RunState | None) -> Curriculum:
         config, projection = self.config, self.policy.sketcher.projection
@@ -184,6 +202,8 @@ class _Run:
             costs=self.shop.costs.state(),
         )
         training: dict[str, Any] = policy.training_state()
+        if self.shop.features is not None:
+            training["features"] = self.shop.features.state()
         self.last_checkpoint = save_checkpoint(
             self.checkpoints, state, policy.model, policy.tokenizer, training, keep=self.config.checkpoints_kept
         )

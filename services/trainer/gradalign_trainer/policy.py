@@ -13,15 +13,15 @@ from torch import Tensor
 
 from gradalign.sketch import Sketcher
 from gradalign_trainer.config import TrainConfig
-from gradalign_trainer.curriculum import Measured
 from gradalign_trainer.generation import Sampling, generate
 from gradalign_trainer.gradients import GradientMeter, ProblemSketches
 from gradalign_trainer.grpo import advantages, problem_losses
+from gradalign_trainer.measured import Measured
 from gradalign_trainer.models import load_policy, pick_device
 from gradalign_trainer.problems import Problem, Reward
 from gradalign_trainer.rollouts import ScoredRollouts
 
-__all__ = ["Policy", "ValidationGradient", "keyed_seed"]
+__all__ = ["FreshGradient", "Policy", "ValidationGradient", "keyed_seed"]
 
 
 def keyed_seed(*key: object) -> int:
@@ -30,8 +30,25 @@ def keyed_seed(*key: object) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class FreshGradient:
+    """The full gradient of validation problems at the present weights.
+
+    Attributes:
+        gradient: sum over the problems of share times gradient, by canonical parameter name.
+        total: sum of the shares of all problems.
+        signal_total: sum of the shares of those with a signal.
+        groups: how many have a signal.
+    """
+
+    gradient: Mapping[str, Tensor]
+    total: float
+    signal_total: float
+    groups: int
+
+
+@dataclass(frozen=True, slots=True)
 class ValidationGradient:
-    """The full validation gradient, up to its length.
+    """The full validation gradient of a version of the scorer's; with decay as long as that, else up to its length.
 
     Attributes:
         version: the scorer's validation version of it.
@@ -61,6 +78,7 @@ class Policy:
         self.sketcher = Sketcher(self.model, dim=config.dim, seed=config.projection_seed)
         self._meter = GradientMeter(self.model, self.sketcher, config.problems_per_backward)
         self.validation: ValidationGradient | None = None
+        self.fresh: FreshGradient | None = None
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=config.learning_rate)
         warmup = max(config.warmup_steps, 1)
@@ -121,41 +139,69 @@ class Policy:
         scored: ScoredRollouts,
         advance: Callable[[int], None] = lambda problems: None,  # noqa: ARG005
     ) -> Measured:
-        """The gradients of validation problems; with `exact_alignments` `.grad` holds their sum, for `keep_validation`.
+        """The gradients of validation problems; the sum of them is kept as `fresh` where the settings need it.
 
         Args:
             scored: rollouts at the present weights.
             advance: told how many problems more are done.
         """
-        shares = None
-        if self.config.exact_alignments:
-            pooled = self.config.aggregation == "pooled"
-            shares = scored.rollouts.tokens.float() if pooled else torch.ones(len(scored.problems))
-        return _measured(scored, self._meter.measure(scored, shares=shares, advance=advance), None)
-
-    def keep_validation(self, version: int) -> None:
-        """Keep the gradient that `measure_validation` left as the validation gradient of a version."""
-        if self.config.exact_alignments:
-            gradient = self.sketcher.gradients()
-            signal = any(bool(part.any()) for part in gradient.values())
-            self.validation = ValidationGradient(version, gradient) if signal else None
+        if not (self.config.exact_alignments or self.config.train_on_validation):
+            return _measured(scored, self._meter.measure(scored, advance=advance), None)
+        pooled = self.config.aggregation == "pooled"
+        shares = scored.rollouts.tokens.float() if pooled else torch.ones(len(scored.problems), device=self.device)
+        measured = _measured(scored, self._meter.measure(scored, shares=shares, advance=advance), None)
+        signal = scored.advantages.any(dim=1)
+        self.fresh = FreshGradient(
+            self.sketcher.gradients(), float(shares.sum()), float(shares[signal].sum()), int(signal.sum())
+        )
         self.optimizer.zero_grad(set_to_none=True)
+        return measured
 
-    def update(self, scored: ScoredRollouts, weights: Mapping[str, float] | None = None) -> float:
-        """One optimizer step on the mean of the problems' losses, each times its weight; the norm of the gradient.
+    def keep_validation(self, version: int, decay: float | None = None) -> None:
+        """Keep the gradient that `measure_validation` took as that of a validation version.
+
+        Args:
+            version: the scorer's.
+            decay: share of the gradient kept before that stays in it, as the scorer was told.
+        """
+        if not self.config.exact_alignments or self.fresh is None:
+            return
+        earlier = self.validation.gradient if self.validation and decay else {}
+        mean = {name: part / self.fresh.total for name, part in self.fresh.gradient.items()}
+        names = [*mean, *(name for name in earlier if name not in mean)]
+        gradient = {name: _sum(decay or 0.0, earlier.get(name), mean.get(name)) for name in names}
+        signal = any(bool(part.any()) for part in gradient.values())
+        self.validation = ValidationGradient(version, gradient) if signal else None
+
+    def update(
+        self,
+        scored: ScoredRollouts,
+        weights: Mapping[str, float] | None = None,
+        joining: FreshGradient | None = None,
+    ) -> float:
+        """One optimizer step on the weighted mean of the problems' gradients; the norm of that.
 
         Args:
             scored: rollouts at the present weights.
             weights: by problem id; 1 for all where None, 0 for a problem it lacks.
+            joining: a validation gradient at the present weights; each of its groups with a signal counts with weight 1.
         """
         self.optimizer.zero_grad(set_to_none=True)
         share = torch.tensor(
             [1.0 if weights is None else weights.get(problem.problem_id, 0.0) for problem in scored.problems],
             device=self.device,
-        ) / len(scored.problems)
+        )
+        groups = joining.groups if joining else 0
+        total = float(share.sum()) + groups
+        share = share / (total or 1.0)
         for part in torch.arange(len(scored.problems)).split(self.config.problems_per_backward):
             losses = problem_losses(self.model, scored.rollouts.groups(part.tolist()), scored.advantages[part])
             (losses * share[part]).sum().backward()
+        if joining is not None and groups:
+            factor = groups / total / joining.signal_total
+            for name, parameter in self.sketcher.named():
+                if name in joining.gradient:
+                    parameter.grad = _sum(1.0, parameter.grad, factor * joining.gradient[name])
         return self._step()
 
     def update_and_measure(self, scored: ScoredRollouts) -> tuple[float, Measured]:
@@ -180,6 +226,14 @@ class Policy:
         self.scheduler.step()
         self.version += 1
         return norm
+
+
+def _sum(factor: float, left: Tensor | None, right: Tensor | None) -> Tensor:
+    """`factor * left + right`, where at least one is there."""
+    if left is None:
+        assert right is not None
+        return right
+    return factor * left if right is None else factor * left + right
 
 
 def _measured(scored: ScoredRollouts, sketched: ProblemSketches, dots_version: int | None) -> Measured:

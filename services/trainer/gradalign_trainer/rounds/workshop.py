@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from gradalign.errors import GradAlignError
+from gradalign.errors import GradAlignError, ValidationMismatch
 from gradalign.replies import Ranking
 from gradalign_trainer.config import TrainConfig
 from gradalign_trainer.costs import Costs
 from gradalign_trainer.curriculum import Choice, Curriculum
+from gradalign_trainer.features import PoolFeatures
+from gradalign_trainer.measured import Measured
 from gradalign_trainer.policy import Policy
 from gradalign_trainer.problems import ChanceReward, Problem
 from gradalign_trainer.records import Observer, RunData
 from gradalign_trainer.rollouts import ScoredRollouts
 
 __all__ = ["Workshop", "good_share", "scorer_figures"]
+
+logger = logging.getLogger(__name__)
 
 
 class Workshop:
@@ -30,6 +35,7 @@ class Workshop:
         observer: told of the stages.
         round_number: rounds done.
         costs: of them.
+        features: of the pool; None where there are no proposals.
 
     Attributes:
         by_id: the pool by problem id.
@@ -49,10 +55,12 @@ class Workshop:
         *,
         round_number: int = 0,
         costs: Costs | None = None,
+        features: PoolFeatures | None = None,
     ) -> None:
         self.config, self.data, self.policy = config, data, policy
         self.curriculum, self.observer, self.round_number = curriculum, observer, round_number
         self.costs = costs or Costs()
+        self.features = features
         self.by_id = {problem.problem_id: problem for problem in data.pool}
         self.candidates = _candidates(config, data.pool)
         self.validation = list(data.validation)[: config.validation_problems]
@@ -65,13 +73,49 @@ class Workshop:
         if not curriculum.wants_validation:
             return True
         if curriculum.needs_validation or self.round_number % self.config.refresh_every == 0:
-            self.observer.stage("validation", len(self.validation))
-            scored = self.rollouts(self.validation, self.config.validation_rollouts, "validation", 0)
-            measured = self.policy.measure_validation(scored, self.observer.advance)
-            reply = curriculum.refresh_validation(measured, policy_version=self.policy.version)
-            if reply is not None:
-                self.policy.keep_validation(reply.validation_version)
+            problems = self._validation_now()
+            self.observer.stage("validation", len(problems))
+            scored = self.rollouts(problems, self.config.validation_rollouts, "validation", 0)
+            self._send_validation(self.policy.measure_validation(scored, self.observer.advance))
         return not curriculum.needs_validation
+
+    def _validation_now(self) -> list[Problem]:
+        """The trusted problems whose turn it is."""
+        count = min(self.config.validation_subset or len(self.validation), len(self.validation))
+        start = self.round_number // self.config.refresh_every * count
+        return [self.validation[(start + place) % len(self.validation)] for place in range(count)]
+
+    def _send_validation(self, measured: Measured) -> None:
+        kept, version = self.policy.validation, self.policy.version
+        decay: float | None = self.config.validation_decay or None
+        if self.config.exact_alignments and kept is None:
+            decay = None  # nothing is kept here that the scorer's could go on from
+        try:
+            held = kept.version if kept and decay else None
+            reply = self.curriculum.refresh_validation(
+                measured, policy_version=version, decay=decay, decay_version=held
+            )
+        except ValidationMismatch as error:
+            logger.warning("The validation gradient begins anew: %s", error)
+            decay = None
+            reply = self.curriculum.refresh_validation(measured, policy_version=version)
+        if reply is not None:
+            self.policy.keep_validation(reply.validation_version, decay)
+
+    def proposed(self, count: int, step: int) -> list[Problem]:
+        """`count` problems that the scorer proposes for a batch; drawn uniformly where it is away or knows nothing yet."""
+        config, rng = self.config, self._rng(f"proposals/{step}")
+        shown = rng.sample(self.candidates, min(max(config.proposal_pool, count), len(self.candidates)))
+        assert self.features is not None
+        ids = [problem.problem_id for problem in shown]
+        picked = self.curriculum.propose(
+            ids,
+            self.features.rows(ids),
+            count,
+            policy_version=self.policy.version,
+            exploration=config.proposal_exploration,
+        )
+        return shown[:count] if picked is None else [self.by_id[problem_id] for problem_id in picked]
 
     def rollouts(self, problems: Sequence[Problem], group_size: int, purpose: str, step: object) -> ScoredRollouts:
         """Rollout groups with rewards, drawn from (seed, round, purpose, step); `purpose` is one of `PURPOSES`."""
