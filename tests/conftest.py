@@ -111,8 +111,10 @@ class Kit:
         run = await store.load_run(self.run_id)
         fields = {k: v for k, v in run.fields.items() if k not in ("updated_at", "undone", "serial")}
         validation = await store.load_validation(self.run_id, run.validation_version)
+        moments = await store.load_moments(self.run_id)
         rounds = await store.rounds(self.run_id, 0, 1000)
-        return repr((problems, table, sorted(fields.items()), validation and validation.pack(), rounds))
+        shown = (validation and validation.pack(), moments and moments.pack())
+        return repr((problems, table, sorted(fields.items()), *shown, rounds))
 
 
 @pytest.fixture

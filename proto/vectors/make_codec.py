@@ -41,6 +41,12 @@ def requests() -> dict[str, ScoreRequest | RefreshRequest]:
         "score_every_key_float16": ScoreRequest(
             **COMMON, policy_version=12, sketches=half, **columns, **exact, **choice
         ),
+        "score_features": ScoreRequest(
+            **COMMON, policy_version=12, sketches=half, features=[[0.5, -1.0], [0.0, 2.0], [-0.25, 1.5]]
+        ),
+        "refresh_decay": RefreshRequest(
+            **COMMON, policy_version=12, sketches=half, tokens=[90, 64, 1200], decay=0.75, decay_version=3
+        ),
         "refresh_bfloat16": RefreshRequest(
             **COMMON, policy_version=12, sketches=brain, tokens=[90, 64, 1200], aggregation="pooled", request_id="r-1"
         ),

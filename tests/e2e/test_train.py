@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gradalign import Client, GradAlignError
+from gradalign import Client, GradAlignError, Projection
 from gradalign.errors import Fenced
 
 
@@ -194,6 +194,64 @@ def test_weighting_trains_on_every_group_that_was_generated(scorer, play, run_id
     assert 0 < result.reports[-1].figures["weight"] < 1
     rows = problems_of(scorer.url, run_id)
     assert sum(row.times_scored for row in rows.values()) == 2 * 2 * 4
+
+
+IN_BATCH = {
+    "mode": "weight",
+    "proposals": True,
+    "refresh_every": 2,
+    "validation_subset": 6,
+    "validation_rollouts": 16,
+    "validation_decay": 0.7,
+    "train_on_validation": True,
+    "evaluate_every": 4,
+}
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["sketched", "exact"])
+def test_weighting_with_proposals_resumes_bit_for_bit(scorer, play, run_id, exact):
+    settings = {**IN_BATCH, "rounds": 4, "checkpoint_every": 2, "exact_alignments": exact}
+    unbroken, seen = play(scorer.url, "unbroken", run_id=f"{run_id}-a", **settings)
+    assert unbroken.fallbacks == 0
+    last = seen.reports[-1].figures
+    assert (last["validation_rollouts"], last["update_rollouts"]) == (2 * 6 * 16, 4 * 2 * 4 * 4)
+    with Client(scorer.url, run_id=f"{run_id}-a") as client:
+        kinds = [record.kind for record in client.rounds()]
+    assert kinds == (["refresh"] + ["select", "score"] * 4) * 2
+    cut, _ = play(scorer.url, "cut", run_id=f"{run_id}-b", **{**settings, "rounds": 3})
+    shutil.rmtree(cut.checkpoint)
+    resumed, _ = play(scorer.url, "cut", run_id=f"{run_id}-b", resume=True, **settings)
+    assert_same_weights(weights(unbroken), weights(resumed))
+    assert problems_of(scorer.url, f"{run_id}-a") == problems_of(scorer.url, f"{run_id}-b")
+
+
+def test_proposals_of_a_scorer_that_is_away_are_drawn_here(play):
+    result, seen = play("http://127.0.0.1:9", scorer_retries=0, **IN_BATCH)
+    assert result.fallbacks == 4
+    assert seen.reports[-1].figures["update_rollouts"] == 2 * 2 * 4 * 4
+
+
+def test_a_kept_gradient_that_is_not_the_scorer_s_begins_anew(scorer, play, run_id, caplog):
+    caplog.set_level(logging.WARNING)
+
+    def act(stage, rounds_reported):
+        if (stage, rounds_reported) == ("update", 2):
+            with Client(scorer.url, run_id=run_id, epoch=1) as client:
+                client.delete_run()
+                client.refresh_validation(
+                    ["other"], torch.ones(1, 512), policy_version=0, projection=client_projection[0]
+                )
+
+    client_projection = []
+
+    def remember(stage, rounds_reported):
+        if stage == "update" and rounds_reported == 1:
+            with Client(scorer.url, run_id=run_id) as client:
+                client_projection.append(Projection.from_map(client.run().projection))
+        act(stage, rounds_reported)
+
+    play(scorer.url, act=remember, **{**IN_BATCH, "rounds": 3, "exact_alignments": True, "refresh_every": 1})
+    assert "The validation gradient begins anew: decay_version is" in caplog.text
 
 
 def test_a_predecessor_that_still_runs_is_fenced_off(scorer, play, run_id):

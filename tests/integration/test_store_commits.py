@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gradalign import (
+    FeaturesMismatch,
     Fenced,
     NotFound,
     Projection,
@@ -14,6 +15,7 @@ from gradalign import (
     StalePolicy,
     ValidationMissing,
 )
+from gradalign_scorer.predictor import Moments
 from gradalign_scorer.store import VersionTakenError
 
 
@@ -210,3 +212,44 @@ def test_a_higher_epoch_takes_the_run_over(kit):
 
     state = kit.run(go)
     assert (state.times_scored, state.alignment) == (3, pytest.approx(0.8))
+
+
+def test_moments_add_up_and_older_ones_fade(kit):
+    first, second = (Moments.of(np.full((512, 2), x), np.full(512, x)) for x in (1.0, 2.0))
+
+    async def go(store):
+        for version, moments in enumerate((first, second)):
+            await store.commit_scores(kit.scores({"a": 0.5}, version=version, moments=moments))
+        await store.commit_scores(kit.scores({"a": 0.5}, version=2))
+        return await store.load_moments(kit.run_id)
+
+    held = kit.run(go)
+    assert held.count == pytest.approx(512 * 0.5**0.5 + 512)  # 512 are half of the half-life
+    assert held.gram == pytest.approx(first.gram * 0.5**0.5 + second.gram)
+
+
+def test_moments_of_another_width_change_nothing(kit):
+    wide, narrow = (Moments.of(np.ones((3, width)), np.ones(3)) for width in (3, 2))
+
+    async def go(store):
+        await store.commit_scores(kit.scores({"a": 0.5}, moments=wide))
+        before = await kit.dump(store)
+        with pytest.raises(FeaturesMismatch, match="have 2 numbers a problem and the run's have 3"):
+            await store.commit_scores(kit.scores({"a": 0.9}, moments=narrow))
+        assert await kit.dump(store) == before
+
+    kit.run(go)
+
+
+def test_a_refresh_from_a_gradient_that_is_no_longer_current_is_computed_again(kit):
+    async def go(store):
+        await store.commit_refresh(kit.refresh(1))
+        await store.snapshot(kit.run_id, "s")
+        await store.commit_refresh(kit.refresh(2))
+        await store.restore(kit.run_id, "s")
+        with pytest.raises(VersionTakenError):
+            await store.commit_refresh(kit.refresh(3, base=2))
+        await store.commit_refresh(kit.refresh(3, base=1))
+        return (await store.load_run(kit.run_id)).validation_version
+
+    assert kit.run(go) == 3

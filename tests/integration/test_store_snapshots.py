@@ -1,13 +1,19 @@
 """Snapshots: a run goes back whole, and what must never go back does not."""
 
+import numpy as np
 import pytest
 
 from gradalign import Fenced, NotFound, StalePolicy
+from gradalign_scorer.predictor import Moments
+
+MOMENTS = Moments.of(np.array([[1.0, 2.0], [0.5, -1.0], [3.0, 0.0]]), np.array([0.5, -0.5, 0.0]))
 
 
 async def fill(kit, store, version):
     await store.commit_refresh(kit.refresh(1 + (await validation_counter(kit, store)), version=version))
-    await store.commit_scores(kit.scores({"a": 0.5, "b": -0.5, "c": 0.0}, version=version, strategy="dot"))
+    await store.commit_scores(
+        kit.scores({"a": 0.5, "b": -0.5, "c": 0.0}, version=version, strategy="dot", moments=MOMENTS)
+    )
     await store.commit_selection(kit.selection(["a"], version=version))
 
 

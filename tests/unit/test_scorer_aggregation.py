@@ -5,7 +5,7 @@ import pytest
 from ranking_kit import CPU, matrix, rows_of
 
 from gradalign import InvalidValue
-from gradalign_scorer.aggregation import aggregate, pooled_weights
+from gradalign_scorer.aggregation import aggregate, decayed, pooled_weights
 from gradalign_scorer.alignment import SketchRows, products
 
 RNG = np.random.default_rng(0)
@@ -153,3 +153,40 @@ class TestPooledWeights:
         parts = products(rows_of(np.zeros((2, 4)), np.full((1, 4), np.nan)), None, CPU)
         assert pooled_weights(parts, [5, 5, 5]).tolist() == [0, 0, 0]
         assert pooled_weights(parts, None).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_the_length_is_that_of_the_mean_gradient(kind, size):
+    sketches = SKETCHES.copy()
+    sketches[4] = 0
+    rows = rows_of(sketches * size)
+    norms = np.linalg.norm(sketches, axis=1, keepdims=True)
+    units = np.divide(sketches, norms, out=np.zeros_like(sketches), where=norms > 0)
+    sums = {"pooled": np.array(TOKENS) @ sketches / sum(TOKENS), "mean": sketches.mean(0), "normalized": units.mean(0)}
+    wanted = np.linalg.norm(sums[kind]) * (1 if kind == "normalized" else size)
+    assert aggregate(rows, kind, TOKENS, CPU).length == pytest.approx(wanted, rel=1e-5)
+
+
+def test_what_is_left_of_earlier_refreshes_is_a_geometric_sum():
+    parts = [SKETCHES[:5], SKETCHES[5:9], SKETCHES[9:]]
+    first, *later = (aggregate(rows_of(part), "mean", None, CPU) for part in parts)
+    found = first
+    for gradient in later:
+        found = decayed(gradient, found.vector, found.length, 0.7)
+    total = 0.49 * parts[0].mean(0) + 0.7 * parts[1].mean(0) + parts[2].mean(0)
+    assert found.vector.numpy() == pytest.approx(direction(total), abs=1e-6)
+    assert found.length == pytest.approx(np.linalg.norm(total), rel=1e-5)
+    assert (found.coherence, found.used.tolist()) == (later[1].coherence, later[1].used.tolist())
+
+
+def test_a_length_that_was_not_kept_leaves_nothing():
+    new = aggregate(rows_of(SKETCHES[:4]), "mean", None, CPU)
+    found = decayed(new, aggregate(rows_of(SKETCHES[4:]), "mean", None, CPU).vector, 0.0, 0.7)
+    assert found.vector.numpy() == pytest.approx(new.vector.numpy(), abs=1e-7)
+
+
+def test_gradients_that_cancel_are_refused():
+    new = aggregate(rows_of(SKETCHES), "mean", None, CPU)
+    with pytest.raises(InvalidValue, match="cancels the new one"):
+        decayed(new, -new.vector, new.length, 1.0)

@@ -106,7 +106,8 @@ class TrainConfig:
         proposals: in mode `weight`, let the scorer say which problems to generate for, from features of the initial policy.
         proposal_pool: candidates that it is shown for each batch, drawn at random; one request holds their features.
         proposal_exploration: share of each batch that is drawn uniformly.
-        feature_components: principal components of the last prompt token's state that make the features.
+        proposal_cooldown: updates for which a problem that was proposed rests.
+        feature_components: principal components of the prompts' mean token embeddings that make the features.
         pool_size: candidates per round (the paper's M); one request holds at most 4096.
         select_fraction: share of them that is trained on (the paper's q).
         group_size: rollouts per problem; at least 2, since one has no advantage over itself.
@@ -174,8 +175,9 @@ class TrainConfig:
     mode: str = field(default="choose", metadata=limits(choices=("choose", "weight", "dynamic")))
     score_updates: bool = False
     proposals: bool = False
-    proposal_pool: int = field(default=512, metadata=limits(low=1, high=MAX_POOL))
+    proposal_pool: int = field(default=128, metadata=limits(low=1, high=MAX_POOL))
     proposal_exploration: float = field(default=3 / 16, metadata=limits(low=0, high=1))
+    proposal_cooldown: int = field(default=8, metadata=limits(low=0))
     feature_components: int = field(default=16, metadata=limits(low=1, high=MAX_FEATURES))
     pool_size: int = field(default=96, metadata=limits(low=1, high=MAX_PROBLEMS))
     select_fraction: float = field(default=1 / 3, metadata=limits(above=0, high=1))

@@ -18,7 +18,6 @@ from typing import TypeVar
 from torch import Tensor
 
 from gradalign import Client
-from gradalign.calls import SelectFields
 from gradalign.errors import NotFound, UnavailableError, ValidationMismatch, ValidationMissing
 from gradalign.projection import Projection
 from gradalign.replies import Ranking, RefreshReply
@@ -178,7 +177,14 @@ class Curriculum:
         return reply
 
     def propose(
-        self, problem_ids: Sequence[str], features: Tensor, count: int, *, policy_version: int, exploration: float
+        self,
+        problem_ids: Sequence[str],
+        features: Tensor,
+        count: int,
+        *,
+        policy_version: int,
+        exploration: float,
+        cooldown: int,
     ) -> Sequence[str] | None:
         """Which `count` of these problems to generate for next; None where the scorer is away or knows nothing yet.
 
@@ -188,18 +194,22 @@ class Curriculum:
             count: how many.
             policy_version: of the policy.
             exploration: share of them drawn uniformly.
+            cooldown: policy versions for which a picked problem rests.
         """
         if self._away or self.needs_validation:
             return None
-        settings: SelectFields = {
-            "problem_ids": problem_ids,
-            "features": features,
-            "exploration": exploration,
-            "seed": self._seed,
-        }
         try:
             reply = self._attempt(
-                "select", lambda client: client.select(count, policy_version=policy_version, **settings)
+                "select",
+                lambda client: client.select(
+                    count,
+                    policy_version=policy_version,
+                    problem_ids=problem_ids,
+                    features=features,
+                    exploration=exploration,
+                    cooldown=cooldown,
+                    seed=self._seed,
+                ),
             )
         except NotFound:
             return None

@@ -1,6 +1,7 @@
-"""Features of problems: what the initial policy makes of their prompts, reduced by principal components.
+"""Features of problems: the mean of their prompts' token embeddings in the initial policy, in principal components.
 
-They are known before a problem is tried, and stay as they are while the policy moves.
+They are known before a problem is tried, cost no forward, and stay as they are while the policy moves. The last layer's
+state at the last prompt token says what comes next rather than what is asked: see docs/experiments.md.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from gradalign.errors import GradAlignError
 from gradalign_trainer.generation import encode_prompts
 from gradalign_trainer.problems import Problem
 
-__all__ = ["PoolFeatures", "principal_components", "prompt_states"]
+__all__ = ["PoolFeatures", "principal_components", "prompt_means"]
 
 
 class PoolFeatures:
@@ -36,9 +37,9 @@ class PoolFeatures:
     def of(
         cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Problem], components: int
     ) -> PoolFeatures:
-        """Of the last prompt token as a policy sees it; the same policy and pool give the same bits."""
-        states = prompt_states(model, tokenizer, [problem.prompt for problem in problems])
-        return cls(problems, principal_components(states, components))
+        """Of the prompts as a policy embeds them; the same policy and pool give the same bits."""
+        means = prompt_means(model, tokenizer, [problem.prompt for problem in problems])
+        return cls(problems, principal_components(means, components))
 
     @classmethod
     def from_state(cls, problems: Sequence[Problem], state: Mapping[str, object]) -> PoolFeatures:
@@ -63,18 +64,17 @@ class PoolFeatures:
 
 
 @torch.no_grad()
-def prompt_states(
+def prompt_means(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, prompts_per_batch: int = 256
 ) -> Tensor:
-    """The last layer's state at the last token of each prompt, float32 [prompts, hidden] on the CPU."""
-    model.eval()
-    states = []
+    """The mean over each prompt of its tokens' input embeddings, float32 [prompts, hidden] on the CPU."""
+    embed = model.get_input_embeddings()
+    means = []
     for start in range(0, len(prompts), prompts_per_batch):
         ids, mask = encode_prompts(tokenizer, prompts[start : start + prompts_per_batch], model.device)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        output = model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
-        states.append(output.last_hidden_state[:, -1].float().cpu())
-    return torch.cat(states)
+        states = embed(ids).float() * mask[..., None]
+        means.append((states.sum(1) / mask.sum(1, keepdim=True)).cpu())
+    return torch.cat(means)
 
 
 def principal_components(states: Tensor, count: int) -> Tensor:

@@ -38,7 +38,12 @@ async def parse_sketches(message: type[Sketched], body: Body) -> Sketched:
 async def parse_select(body: Body) -> SelectRequest:
     """A /select request."""
     await body.whole()
-    return SelectRequest.from_json(decode_value(bytes(body.data), body.content_type, most_items=MAX_POOL))
+
+    def parsed() -> SelectRequest:
+        return SelectRequest.from_json(decode_value(bytes(body.data), body.content_type, most_items=MAX_POOL))
+
+    # The features of a large pool take long enough to hold up everyone else.
+    return parsed() if len(body.data) < _FIRST_LOOK else await asyncio.to_thread(parsed)
 
 
 def admit_run(request: Request, message: ScoreRequest | RefreshRequest | SelectRequest) -> None:

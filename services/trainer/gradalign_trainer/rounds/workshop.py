@@ -114,6 +114,7 @@ class Workshop:
             count,
             policy_version=self.policy.version,
             exploration=config.proposal_exploration,
+            cooldown=config.proposal_cooldown,
         )
         return shown[:count] if picked is None else [self.by_id[problem_id] for problem_id in picked]
 
