@@ -23,7 +23,7 @@ from gradalign.errors import (
 from gradalign.projection import Projection
 from gradalign.replies import Ranking, RefreshReply, RunState, Selection
 from gradalign_trainer.adapters.trl.config import GradAlignConfig
-from gradalign_trainer.curriculum import Measured
+from gradalign_trainer.measured import Measured
 
 __all__ = ["ScorerLink"]
 

@@ -31,7 +31,7 @@ from gradalign_trainer.adapters.trl.link import ScorerLink
 from gradalign_trainer.adapters.trl.rows import dataset_ids, row_id
 from gradalign_trainer.adapters.trl.sampler import CurriculumSampler
 from gradalign_trainer.adapters.trl.state import CurriculumState
-from gradalign_trainer.curriculum import Measured
+from gradalign_trainer.measured import Measured
 
 __all__ = ["GradAlignGRPOTrainer", "GradAlignMixin"]
 
