@@ -14,6 +14,7 @@ import numpy as np
 from gradalign.errors import InvalidValue
 
 __all__ = [
+    "LARGEST_FEATURE",
     "MAX_FEATURES",
     "NAME_PATTERN",
     "check_distinct_ids",
@@ -144,16 +145,14 @@ def check_numbers(
 def check_features(param: str, value: Any, *, count: int) -> list[list[float]]:
     """A matrix of finite numbers [count, 1 to MAX_FEATURES], each within +-1000; numpy, torch or nested lists."""
     wanted = f"{count} rows, one for each of problem_ids, of 1 to {MAX_FEATURES} finite numbers each"
+    plain = value.tolist() if hasattr(value, "tolist") else value
     try:
-        table = np.asarray(value.tolist() if hasattr(value, "tolist") else value)
+        table = np.asarray(plain)
     except ValueError:
         table = np.zeros(0)  # rows of different lengths
-    if (
-        table.ndim != 2
-        or table.shape[0] != count
-        or not 1 <= table.shape[1] <= MAX_FEATURES
-        or table.dtype.kind not in "fiu"
-    ):
+    fits = table.ndim == 2 and table.shape[0] == count and 1 <= table.shape[1] <= MAX_FEATURES
+    # numpy takes true among numbers for 1.
+    if not fits or table.dtype.kind not in "fiu" or any(type(each) is bool for row in plain for each in row):
         shape = f"of shape {list(table.shape)}" if table.ndim == 2 else shown(value)
         raise InvalidValue(
             f"{param} is {shape}; expected {wanted}. Keep the first principal components of wider ones.", param=param

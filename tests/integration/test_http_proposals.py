@@ -153,6 +153,7 @@ WRONG = {
     "a list": ([1.0] * COUNT, "features", "expected 64 rows"),
     "rows of two lengths": ([[1.0]] * (COUNT - 1) + [[1.0, 2.0]], "features", "expected 64 rows"),
     "text": ([["x"]] * COUNT, "features", "finite numbers"),
+    "true": ([[1.0, True]] * COUNT, "features", "finite numbers"),
     "NaN": (np.full((COUNT, 2), np.nan), "features", "features[0][0] is nan"),
     "too large": (np.full((COUNT, 2), 1e4), "features", "spread of about 1"),
 }

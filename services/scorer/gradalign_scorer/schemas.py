@@ -10,7 +10,7 @@ from fastapi import Path
 from pydantic import TypeAdapter, create_model
 
 from gradalign import Projection, SketchMatrix
-from gradalign.checks import NAME_PATTERN
+from gradalign.checks import LARGEST_FEATURE, MAX_FEATURES, NAME_PATTERN
 from gradalign.codec import JSON, MSGPACK
 from gradalign.messages import AGGREGATIONS, MAX_PROBLEMS, STRATEGIES
 from gradalign.projection import LAYOUT, MAX_DIM
@@ -37,10 +37,11 @@ _NAME: Schema = {"type": "string", "pattern": f"^{NAME_PATTERN}$"}
 _COUNT: Schema = {"type": "integer", "minimum": 0, "maximum": _MOST}
 _ID: Schema = {"type": "string", "minLength": 1, "maxLength": 256}
 _IDS: Schema = {"type": "array", "items": _ID, "minItems": 1, "uniqueItems": True}
+_FEATURE: Schema = {"type": "number", "minimum": -LARGEST_FEATURE, "maximum": LARGEST_FEATURE}
 # What the checks of the messages hold each key to; a null says the same as leaving the key out.
 _LIMITS: dict[str, Schema] = {
     **dict.fromkeys(("run_id", "request_id", "preconditioner"), _NAME),
-    **dict.fromkeys(("policy_version", "epoch", "dots_version", "select", "cooldown", "seed"), _COUNT),
+    **dict.fromkeys(("policy_version", "epoch", "dots_version", "decay_version", "select", "cooldown", "seed"), _COUNT),
     "count": {**_COUNT, "minimum": 1},
     "problem_ids": _IDS,
     "sketches": {"minItems": 1, "maxItems": MAX_PROBLEMS},
@@ -51,6 +52,8 @@ _LIMITS: dict[str, Schema] = {
     "strategy": {"enum": list(STRATEGIES)},
     "aggregation": {"enum": list(AGGREGATIONS)},
     "half_life": {"minimum": 1e-6},
+    "decay": {"minimum": 0, "maximum": 1},
+    "features": {"minItems": 1, "items": {"type": "array", "minItems": 1, "maxItems": MAX_FEATURES, "items": _FEATURE}},
     "exploration": {"minimum": 0, "maximum": 1},
     "id": {"pattern": "^[0-9a-f]{16}$"},
     "dim": {"minimum": 1, "maximum": MAX_DIM},
