@@ -1,6 +1,6 @@
 """The OpenAPI description holds: what it allows is taken, what it rules out is refused, and replies are as it says.
 
-The long form is `tests/bench/fuzz.py --openapi 500`.
+The long form is `tests/bench/fuzz.py --openapi 40`.
 """
 
 from collections.abc import Callable
