@@ -15,7 +15,7 @@ from gradalign_trainer.worlds import make_world
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/adapters-trl.md").read_text()
-SHORT = ["--steps", "3", "--base-steps", "60"]
+SHORT = ["--steps", "2", "--base-steps", "30"]
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
 
@@ -23,13 +23,13 @@ def block(language):
     return re.search(rf"```{language}\n(.*?)```", PAGE, re.DOTALL).group(1)
 
 
-def test_the_commands_of_the_page_run(tmp_path):
+def test_the_commands_of_the_page_run(scorer, tmp_path):
     commands = [shlex.split(line)[1:] for line in block("sh").splitlines() if line.startswith("python ")]
     assert [command[1:] for command in commands] == [[], ["--plain"]]
     told = []
     for command in commands:
         ran = subprocess.run(
-            [sys.executable, *command, *SHORT, "--cache", str(tmp_path)],
+            [sys.executable, *command, *SHORT, "--scorer", scorer.url, "--cache", str(tmp_path)],
             cwd=ROOT, capture_output=True, text=True, timeout=150, check=False,
         )  # fmt: skip
         assert ran.returncode == 0, ran.stderr[-3000:]
