@@ -42,6 +42,11 @@ class ReproduceCommand:
         add("--workers", type=_positive, default=2, metavar="N", help="cells at a time, each on one core (2)")
         add("--output", type=Path, help=f"folder of the results (runs/reproduce; {QUICK_OUTPUT} with --quick)")
         add("--scorer-url", metavar="URL", help="use this scorer; without it one is started, with an embedded store")
+        add(
+            "--page",
+            type=Path,
+            help="a Markdown page that gets the tables too, as docs/reproduction.md does",
+        )
         add("--report-only", action="store_true", help="run nothing; write tables and plots of what is there")
 
     def run(self, args: argparse.Namespace) -> int:
@@ -80,6 +85,6 @@ class ReproduceCommand:
         )
         if not args.report_only:
             run_grid(settings, console)
-        for path in write_report(settings.output):
+        for path in write_report(settings.output, args.page):
             Console().print(path, highlight=False, soft_wrap=True)
         return 0

@@ -71,12 +71,13 @@ def run_grid(settings: GridSettings, console: Console) -> None:
         done = len(cells_of(settings.regimes, settings.methods, settings.seeds)) - len(waiting)
         if done:
             logger.info("%d cells are done already, %d are left.", done, len(waiting))
-        if not waiting:
+        untimed = [method for method in settings.methods if method not in read_timing(settings.output)]
+        if not waiting and not (untimed and settings.recipe.long):
             return
         with _pool(settings.workers) as pool, _scorer(settings) as url, _Progress(waiting, settings, console) as bar:
             bases = _bases(pool, settings, waiting)
-            if settings.recipe.long:
-                _take_times(pool, settings, bases, url)
+            if untimed and settings.recipe.long:
+                _take_times(pool, settings, untimed, bases, url)
             for cell, seconds, curve in _played(pool, settings, waiting, bases, url):
                 log.add(Result(cell, settings.recipe.digest(cell), settings.recipe.long, curve))
                 bar.finished(cell, seconds)
@@ -114,22 +115,22 @@ def _scorer(settings: GridSettings) -> Iterator[str]:
 
 def _bases(pool: ProcessPoolExecutor, settings: GridSettings, cells: Sequence[Cell]) -> Mapping[int, Path]:
     """Base models by seed modulo `BASES`, all that the cells need, trained side by side where missing."""
-    recipe, some = settings.recipe, settings.recipe.config(cells[0], Path("base"), settings.output, None)
-    needed = sorted({cell.seed % BASES for cell in cells})
+    recipe, timed = settings.recipe, Cell(0, settings.regimes[0], settings.methods[0])
+    some = recipe.config(timed, Path("base"), settings.output, None)
+    needed = sorted({cell.seed % BASES for cell in (timed, *cells)})
     futures = {number: pool.submit(prepare_base, some, recipe.base(number)) for number in needed}
     return {number: Path(future.result()) for number, future in futures.items()}
 
 
-def _take_times(pool: ProcessPoolExecutor, settings: GridSettings, bases: Mapping[int, Path], url: str) -> None:
+def _take_times(
+    pool: ProcessPoolExecutor, settings: GridSettings, methods: Sequence[str], bases: Mapping[int, Path], url: str
+) -> None:
     """Before the first cell, so that nothing else runs."""
-    missing = [method for method in settings.methods if method not in read_timing(settings.output)]
-    if missing:
-        logger.info("Timing %d methods, one at a time.", len(missing))
-        cells = [Cell(0, settings.regimes[0], method) for method in missing]
-        base = next(iter(bases.values()))
-        folder = settings.output / "running" / "timing"
-        configs = {cell.method: settings.recipe.config(cell, base, folder, url) for cell in cells}
-        pool.submit(measure_timing, settings.output, configs).result()
+    logger.info("Timing %d methods, one at a time.", len(methods))
+    cells = [Cell(0, settings.regimes[0], method) for method in methods]
+    base, folder = bases[0], settings.output / "running" / "timing"
+    configs = {cell.method: settings.recipe.config(cell, base, folder, url) for cell in cells}
+    pool.submit(measure_timing, settings.output, configs).result()
 
 
 def _played(

@@ -20,11 +20,19 @@ does not hold zero.
 """
 
 
-def write_report(folder: Path) -> list[Path]:
+BEGIN, END = "<!-- tables of gradalign reproduce -->\n", "<!-- end of the tables -->"
+
+
+def write_report(folder: Path, page: Path | None = None) -> list[Path]:
     """Tables and pictures of the results in a folder; their paths, the tables first.
 
+    Args:
+        folder: of a grid.
+        page: a Markdown page that gets the tables too, between two lines: `<!-- tables of gradalign reproduce -->` and
+            `<!-- end of the tables -->`.
+
     Raises:
-        GradAlignError: there are no results, or they are damaged.
+        GradAlignError: there are no results, they are damaged, or the page lacks one of the lines.
     """
     results = read_results(folder)
     if not results:
@@ -33,8 +41,21 @@ def write_report(folder: Path) -> list[Path]:
             "or name the folder with --output."
         )
     readings = Readings(results, read_timing(folder))
-    page = folder / "report.md"
+    tables, report = results_page(readings), folder / "report.md"
+    if page is not None:
+        _put_between(page, tables)
     pictures = draw_pictures(readings, folder)
     shown = "".join(f"\n![{path.stem}]({path.name})\n" for path in pictures)
-    page.write_text(f"{LEGEND}\n{results_page(readings)}{shown}", encoding="utf-8")
-    return [page, *pictures]
+    report.write_text(f"{LEGEND}\n{tables}{shown}", encoding="utf-8")
+    return [report, *pictures]
+
+
+def _put_between(page: Path, tables: str) -> None:
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise GradAlignError(
+            f"{page} has no place for the tables; expected the lines {BEGIN.strip()!r} and {END!r} in it, in this order."
+        )
+    page.write_text(f"{before}{begin}\n{tables}\n{end}{after}", encoding="utf-8")

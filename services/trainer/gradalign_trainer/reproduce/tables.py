@@ -13,14 +13,32 @@ from gradalign_trainer.worlds import REGIMES
 
 __all__ = ["regime_table", "results_page"]
 
+OURS = "cosine"
 RIVALS: Mapping[str, Sequence[str]] = {"updates": PAPER_BASELINES, "rollouts": BASELINES, "seconds": BASELINES}
 """Budget -> the baselines whose best the others are compared with."""
 
 
 def results_page(readings: Readings) -> str:
-    """All tables, a heading each."""
-    parts = [f"### {regime}: {REGIMES[regime]}\n\n{regime_table(readings, regime)}" for regime in readings.regimes()]
+    """The headline, then the tables of the regimes, a heading each."""
+    parts = [headline(readings)]
+    parts += [f"### {regime}: {REGIMES[regime]}\n\n{regime_table(readings, regime)}" for regime in readings.regimes()]
     return "\n".join(parts)
+
+
+def headline(readings: Readings) -> str:
+    """`cosine` against the best baseline of each budget, a regime a row."""
+    budgets = [budget for budget in BUDGETS if any(readings.of(regime, OURS, budget) for regime in readings.regimes())]
+    head = ["regime", f"`{OURS}`", *(f"at equal {budget}, less" for budget in budgets)]
+    lines = [head, ["---"] * len(head)]
+    for regime in readings.regimes():
+        ours = list(readings.of(regime, OURS, "updates").values())
+        lines.append([regime, _short(fmean(ours)) if ours else ""])
+        for budget in budgets:
+            rows = readings.table(regime, list(METHODS), budget)
+            best = best_of(rows, RIVALS[budget])
+            told = f"{best}: {difference_text(paired(rows[OURS], rows[best]))}" if best and OURS in rows else ""
+            lines[-1].append(told)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def regime_table(readings: Readings, regime: str) -> str:
