@@ -14,7 +14,7 @@ FILES = sorted(
 )
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "copyreg"}
 CALLS = {"eval", "exec", "compile", "__import__", "load", "loads", "fromfile", "memmap", "system", "popen", "loadtxt"}
-HARMLESS = {"json.loads", "self.config.load", "point.load", "re.compile"}
+HARMLESS = {"json.loads", "self.config.load", "package.load", "point.load", "re.compile"}
 
 
 def faults(source: str) -> list[str]:

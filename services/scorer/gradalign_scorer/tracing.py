@@ -81,7 +81,8 @@ def _exporter(name: str) -> SpanExporter:
         name = _PROTOCOLS.get(given, given)
     found = list(entry_points(group=_GROUP, name=name))
     try:
-        exporter: SpanExporter = found[0].load()()
+        package = found[0]
+        exporter: SpanExporter = package.load()()
     except (IndexError, ImportError):
         known = sorted({entry.name for entry in entry_points(group=_GROUP)})
         raise SettingsError(
