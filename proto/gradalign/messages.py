@@ -175,8 +175,8 @@ class ScoreRequest(_SketchRequest):
         strategy: one of STRATEGIES. None: the run's, which is the one last named, `cosine` at first.
         select: mark the best n of this request as selected. None: mark none.
         features: what is known of each problem before it is tried, [problems, 1 to 64], each with a spread of about 1: the
-            run learns to predict alignments from them, for weights and for `/select`. One width in a run. None: nothing
-            is learned or predicted.
+            run learns to predict from them how good a problem is, for weights and for `/select`. One width in a run. None:
+            nothing is learned or predicted, and weights come of alignments alone.
     """
 
     dots: list[float] | None = None
@@ -244,8 +244,8 @@ class SelectRequest(_Header):
         policy_version: the current one; staleness is counted from it.
         count: how many problems to pick.
         problem_ids: pick among these only; ids never scored may be among them. None: all problems ever scored.
-        features: of `problem_ids`, as in `ScoreRequest`: pick what a Thompson draw on the alignments that the run's scores
-            and their features predict puts first, instead of stored priorities.
+        features: of `problem_ids`, as in `ScoreRequest`: pick what is expected to be best from its scores and its features,
+            under one Thompson draw, instead of by stored priorities.
         half_life: staleness, in policy versions, at which a score has shrunk half-way to the run's mean. Not used with
             `features`.
         exploration: share of the picks, in [0, 1], that goes to problems never scored or longest unscored; with `features`,

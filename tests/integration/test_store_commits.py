@@ -15,7 +15,7 @@ from gradalign import (
     StalePolicy,
     ValidationMissing,
 )
-from gradalign_scorer.predictor import Moments
+from gradalign_scorer.predictor import HALF_LIFE, Moments
 from gradalign_scorer.store import VersionTakenError
 
 
@@ -223,9 +223,9 @@ def test_moments_add_up_and_older_ones_fade(kit):
         await store.commit_scores(kit.scores({"a": 0.5}, version=2))
         return await store.load_moments(kit.run_id)
 
-    held = kit.run(go)
-    assert held.count == pytest.approx(512 * 0.5**0.5 + 512)  # 512 are half of the half-life
-    assert held.gram == pytest.approx(first.gram * 0.5**0.5 + second.gram)
+    held, kept = kit.run(go), 0.5 ** (512 / HALF_LIFE)
+    assert held.count == pytest.approx(512 * kept + 512)
+    assert held.gram == pytest.approx(first.gram * kept + second.gram)
 
 
 def test_moments_of_another_width_change_nothing(kit):
@@ -253,3 +253,31 @@ def test_a_refresh_from_a_gradient_that_is_no_longer_current_is_computed_again(k
         return (await store.load_run(kit.run_id)).validation_version
 
     assert kit.run(go) == 3
+
+
+def test_evidence_counts_by_its_strength(kit):
+    async def go(store):
+        for version, (alignment, strength) in enumerate([(0.3, 0.5), (-0.1, 0.1), (0.2, 0.0)]):
+            commit = kit.scores({"p": alignment}, version=version, strength=strength, evidence_kept=0.97)
+            await store.commit_scores(commit)
+        return await store.load_problems(kit.run_id, ["p"])
+
+    columns = kit.run(go)
+    assert columns.column("evidence_sum")[0] == pytest.approx(0.97 * (0.97 * 0.15 - 0.01), rel=1e-6)
+    assert columns.column("evidence_weight")[0] == pytest.approx(0.97 * (0.97 * 0.25 + 0.01), rel=1e-6)
+
+
+def test_likeness_is_the_mean_cosine_of_validation_problems_over_refreshes(kit):
+    """Of n unit vectors whose mean has norm c, two different ones have the mean cosine (n c^2 - 1)/(n - 1)."""
+
+    async def go(store):
+        seen = [(await store.load_run(kit.run_id))]
+        for number, (problems, coherence) in enumerate([(1, 1.0), (5, 0.6), (3, 0.4), (11, 1.0)], 1):
+            await store.commit_refresh(kit.refresh(number, problems=problems, coherence=coherence))
+            seen.append((await store.load_run(kit.run_id)).strength)
+        return seen[1:]
+
+    second = 0.2  # (5 * 0.36 - 1) / 4
+    third = 0.8 * second  # (3 * 0.16 - 1) / 2 is less than nothing
+    wanted = [1.0, second**0.5, third**0.5, (0.8 * third + 0.2) ** 0.5]
+    assert kit.run(go) == pytest.approx(wanted)

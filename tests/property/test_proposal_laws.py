@@ -20,7 +20,7 @@ def proposed(count, pool, seed, version, exploration, *, order=None, learned=Tru
     if order is not None:
         ids, features = [ids[i] for i in order], features[order]
     request = SelectRequest(run_id="r", policy_version=version, count=count, seed=seed, exploration=exploration)
-    scores = expectations(ProblemColumns.unpack(ids, [None] * pool), features, moments, request)
+    scores = expectations(ProblemColumns.unpack(ids, [None] * pool), features, moments, request, (0.0, 0.2))
     rule = PickRule(policy_version=version, count=count, half_life=16.0, exploration=exploration, cooldown=1, seed=seed)
     picks = pick(scores, rule)
     return [ids[i] for i in picks.indices], [ids[i] for i in picks.explored]

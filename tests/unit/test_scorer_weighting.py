@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gradalign_scorer.weighting import group_weights
+from gradalign_scorer.weighting import PRIOR_VARIANCE, group_weights, quality_weights
 
 RNG = np.random.default_rng(0)
 ALIGNMENTS = RNG.normal(0.02, 0.1, 200)
@@ -77,3 +77,44 @@ def test_always_in_0_to_1():
     for spread in (None, 1e-300, 1e-12, 1e-6, 1.0, 1e300):
         result = weights(extreme, spread=spread, sums=1e-3, counts=1e6)
         assert ((result >= 0) & (result <= 1)).all()
+
+
+def quality(alignments, **changes):
+    count = len(alignments)
+    fields = {
+        "strength": 0.3, "evidence_sum": np.zeros(count), "evidence_weight": np.zeros(count), "predicted": np.zeros(count),
+        "spread": 0.25,
+    }  # fmt: skip
+    given = {**fields, **{name: np.array(v) if isinstance(v, list) else v for name, v in changes.items()}}
+    return quality_weights(np.array(alignments), np.ones(count, dtype=bool), **given)
+
+
+class TestQuality:
+    def test_it_is_the_posterior_mean(self):
+        """Of q with prior N(predicted, PRIOR_VARIANCE), seen as strength q + noise of the run's spread."""
+        earlier = [(0.5, 0.2), (0.1, -0.3)]  # strength and alignment
+        sums, weights = sum(u * a for u, a in earlier), sum(u * u for u, _ in earlier)
+        found = quality([0.1], evidence_sum=[sums], evidence_weight=[weights], predicted=[0.4])
+        design = np.array([0.3, 0.5, 0.1])
+        seen = np.array([0.1, 0.2, -0.3])
+        precision = 1 / PRIOR_VARIANCE + design @ design / 0.25**2
+        mean = (0.4 / PRIOR_VARIANCE + design @ seen / 0.25**2) / precision
+        assert found == pytest.approx([0.25 + 0.75 * mean])
+
+    def test_what_is_unknown_keeps_a_quarter_and_no_signal_nothing(self):
+        assert quality([0.0]).tolist() == [0.25]
+        none = np.zeros(1, dtype=bool)
+        zeros = np.zeros(1)
+        assert quality_weights(
+            np.array([0.5]), none, strength=0.3, evidence_sum=zeros, evidence_weight=zeros, predicted=zeros, spread=0.2
+        ).tolist() == [0.0]  # fmt: skip
+
+    def test_a_validation_gradient_that_says_nothing_changes_nothing(self):
+        known = {"evidence_sum": [0.2, -0.2], "evidence_weight": [0.2, 0.2]}
+        assert quality([-0.5, 0.5], strength=0.0, **known) == pytest.approx(quality([0.5, -0.5], strength=0.0, **known))
+        good, bad = quality([-0.5, 0.5], strength=0.02, **known)
+        assert good > 0.6 > 0.05 > bad
+
+    def test_weights_stay_within_bounds(self):
+        assert quality([0.5, -0.5], spread=0.05).tolist() == [1.0, 0.0]
+        assert quality([0.0, 0.0], spread=None).tolist() == [0.25, 0.25]

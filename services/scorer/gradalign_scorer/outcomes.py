@@ -52,15 +52,22 @@ def score_commit(
         pass_rates=scored.pass_rates,
         reliability=trust.value if trust else None,
         moments=_moments(request, scored),
+        **_evidence(scored),
     )
+
+
+def _evidence(scored: Scored) -> dict[str, float]:
+    # Where evidence has a strength, what is older is worth less because it is weaker, not because it is older.
+    return {} if scored.strength is None else {"strength": scored.strength, "evidence_kept": 0.97}
 
 
 def _moments(request: ScoreRequest, scored: Scored) -> Moments | None:
     """Of the features and alignments of what was scored; None where either is missing."""
-    if request.features is None or scored.alignments is None or not scored.ids:
+    if request.features is None or scored.alignments is None or scored.strength is None or not scored.signal.any():
         return None
     by_id = dict(zip(request.problem_ids, request.features, strict=True))
-    return Moments.of(np.array([by_id[problem_id] for problem_id in scored.ids]), scored.alignments)
+    table = np.array([by_id[problem_id] for problem_id in scored.ids])
+    return Moments.of(table[scored.signal], scored.alignments[scored.signal], scored.strength)
 
 
 def _ranking(

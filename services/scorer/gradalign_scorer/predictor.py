@@ -1,4 +1,4 @@
-"""What the features of a problem say about its alignment: ridge regression on the scores of a run.
+"""What the features of a problem say about its quality: ridge regression on the scores of a run.
 
 A run is summed up by its moments, which add: replicas hold nothing, and each score is one small addition in the store.
 """
@@ -17,16 +17,16 @@ __all__ = ["HALF_LIFE", "Moments", "Predictor", "width_of"]
 
 Floats = npt.NDArray[np.float64]
 
-HALF_LIFE = 1024.0
+HALF_LIFE = 4096.0
 """Scores after which an older one counts half: the policy moves, and with it what a feature means."""
 
-PENALTY = 1.0
-"""Of the squared coefficients: as if one score had said 0 along each feature of spread 1."""
+PENALTY = 0.1
+"""Of the squared coefficients, in squared strengths: about one early score that said 0 along each feature of spread 1."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Discounted sums over n scores, of the features x (with a 1 before them) and the alignment a.
+    """Discounted sums over n scores, of the features x (with a 1 before them, times the strength) and the alignment a.
 
     Attributes:
         width: F, features of a problem.
@@ -43,9 +43,12 @@ class Moments:
     gram: Floats
 
     @classmethod
-    def of(cls, features: Floats, alignments: Floats) -> Moments:
-        """Of scores [n] of problems with features [n, F]; a score of a group without a signal is 0."""
-        inputs = _with_one(features)
+    def of(cls, features: Floats, alignments: Floats, strength: float = 1.0) -> Moments:
+        """Of scores [n], each with a signal, of problems with features [n, F].
+
+        An alignment is taken for `strength` times a quality that is linear in the features, and noise.
+        """
+        inputs = strength * _with_one(features)
         return cls(
             width=features.shape[1],
             count=float(len(alignments)),
@@ -107,12 +110,12 @@ class Predictor:
         return solved
 
     def predict(self, features: Floats) -> Floats:
-        """Expected alignments [n] of problems with features [n, F]."""
+        """Expected qualities [n] of problems with features [n, F]."""
         predicted: Floats = _with_one(features) @ self.coefficients
         return predicted
 
     def draw(self, features: Floats, generator: np.random.Generator) -> Floats:
-        """Alignments [n] that one draw of the coefficients from their posterior predicts."""
+        """Qualities [n] that one draw of the coefficients from their posterior predicts."""
         deviation = np.linalg.solve(self._factor.T, generator.standard_normal(self.width + 1))
         drawn: Floats = _with_one(features) @ (self.coefficients + self.noise * deviation)
         return drawn

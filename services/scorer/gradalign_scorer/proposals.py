@@ -1,7 +1,7 @@
-"""What a problem's alignment is expected to be, from its own scores and from those of problems with features like its own.
+"""What a problem's quality is expected to be, from its own scores and from those of problems with features like its own.
 
-What its features predict counts as so many scores of its own (`PRIOR`): problems never scored are judged by problems like
-them, and those scored often by themselves.
+Quality is 1 for problems like the validation problems, 0 for those that have nothing to do with them. Problems never scored
+are judged by problems like them, and those scored often by themselves.
 """
 
 from __future__ import annotations
@@ -16,16 +16,11 @@ from gradalign_scorer.predictor import Moments, Predictor
 from gradalign_scorer.scoring import Evidence
 from gradalign_scorer.selection import StoredScores
 from gradalign_scorer.store import ProblemColumns
+from gradalign_scorer.weighting import prior_weight
 
-__all__ = ["PRIOR", "expectations", "stored_scores", "with_predictions"]
+__all__ = ["expectations", "stored_scores", "with_predictions"]
 
 Floats = npt.NDArray[np.float64]
-
-PRIOR = 2.0
-"""Scores of its own that what a problem's features predict counts for."""
-
-VISIT_DISCOUNT = 0.9
-"""Of a score at each later one; the store's of evidence."""
 
 
 def stored_scores(columns: ProblemColumns) -> StoredScores:
@@ -38,31 +33,42 @@ def stored_scores(columns: ProblemColumns) -> StoredScores:
     )
 
 
-def with_predictions(evidence: Evidence, moments: Moments, features: Floats) -> Evidence:
-    """Evidence of problems [n] with what their features [n, F] predict added to it."""
-    predicted = Predictor(moments).predict(features)
-    return dataclasses.replace(evidence, sums=evidence.sums + PRIOR * predicted, weights=evidence.weights + PRIOR)
+def with_predictions(evidence: Evidence, moments: Moments | None, features: Floats, strength: float) -> Evidence:
+    """Evidence of problems [n] with the qualities that their features [n, F] predict, within [-1, 1].
+
+    Args:
+        evidence: of the problems.
+        moments: of the run; None where it has learned nothing yet: all qualities are 0.
+        features: of the problems.
+        strength: the alignment to expect at quality 1.
+    """
+    predicted = np.zeros(len(features)) if moments is None else Predictor(moments).predict(features)
+    return dataclasses.replace(evidence, predicted=np.clip(predicted, -1.0, 1.0), strength=strength)
 
 
 def expectations(
-    columns: ProblemColumns, features: Floats, moments: Moments | None, request: SelectRequest
+    columns: ProblemColumns,
+    features: Floats,
+    moments: Moments | None,
+    request: SelectRequest,
+    spread: tuple[float, float] | None,
 ) -> StoredScores:
-    """Scores whose priorities are expected alignments, under one Thompson draw of what features predict.
+    """Scores whose priorities are expected qualities, under one Thompson draw of what features predict.
 
-    A group without a signal counts as alignment 0: it takes rollouts and gives nothing. All scores are as fresh as the
-    request, so that what is picked for exploration is drawn uniformly.
+    All scores are as fresh as the request, so that what is picked for exploration is drawn uniformly.
 
     Args:
         columns: what is remembered of the problems, n of them.
         features: of them, [n, F].
         moments: of the run; None where it has learned nothing yet: every priority is unknown.
         request: its seed and policy version decide the draw.
+        spread: mean and standard deviation of alignments in the run; None before the first scores.
     """
     scores = stored_scores(columns)
     fresh = np.full(len(scores.ids), float(request.policy_version))
     if moments is None:
         return dataclasses.replace(scores, priorities=np.full(len(fresh), np.nan), policy_versions=fresh)
     drawn = Predictor(moments).draw(features, np.random.default_rng([request.seed, request.policy_version]))
-    visits = (1 - VISIT_DISCOUNT ** columns.column("times_scored")) / (1 - VISIT_DISCOUNT)
-    expected = (PRIOR * drawn + columns.column("evidence_sum")) / (PRIOR + visits)
+    pull = prior_weight(spread[1] if spread else 0.0)
+    expected = (pull * drawn + columns.column("evidence_sum")) / (pull + columns.column("evidence_weight"))
     return dataclasses.replace(scores, priorities=expected, policy_versions=fresh)

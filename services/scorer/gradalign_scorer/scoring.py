@@ -15,7 +15,7 @@ from gradalign_scorer.aggregation import CANCELLED, pooled_weights
 from gradalign_scorer.alignment import Products, SketchRows, gram, products, weighted_sum
 from gradalign_scorer.reliability import Reliability, reliability
 from gradalign_scorer.strategies import STRATEGIES, Candidates
-from gradalign_scorer.weighting import group_weights
+from gradalign_scorer.weighting import group_weights, quality_weights
 
 __all__ = ["NOT_FINITE", "Evidence", "Scored", "Scoring", "score", "score_together"]
 
@@ -33,11 +33,16 @@ class Evidence:
         sums: discounted sums of earlier alignments.
         weights: discounted counts of them.
         spread: standard deviation of alignments in the run; None before its first scores.
+        predicted: quality that features predict; None where none were sent. Then `sums` and `weights` are of strengths:
+            `weighting.quality_weights` says how.
+        strength: the alignment to expect of a problem like the validation problems.
     """
 
     sums: Floats
     weights: Floats
     spread: float | None
+    predicted: Floats | None = None
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Scored:
         pass_rates: [n], or None where not sent.
         rejected: rows with NaN or Inf.
         reliability: None for fewer than 3 problems with a signal.
+        strength: of the alignments as evidence of quality; None where no features were sent.
     """
 
     ids: list[str]
@@ -65,6 +71,7 @@ class Scored:
     pass_rates: Floats | None
     rejected: list[RejectedProblem]
     reliability: Reliability | None
+    strength: float | None = None
 
 
 @dataclass(frozen=True)
@@ -141,13 +148,7 @@ def score(
     )
     # -0 would be written as such, and is no less than 0.
     priorities = STRATEGIES[strategy].priorities(candidates) + 0.0
-    weights = group_weights(
-        candidates.alignments,
-        signal[kept],
-        evidence_sum=evidence.sums[kept],
-        evidence_weight=evidence.weights[kept],
-        spread=evidence.spread,
-    )
+    weights = _weights(candidates.alignments, signal, evidence, kept)
     order = sorted(range(len(kept)), key=lambda i: (-priorities[i], candidates.ids[i]))
     return Scored(
         ids=[candidates.ids[i] for i in order],
@@ -161,6 +162,23 @@ def score(
             RejectedProblem(problem_id=request.problem_ids[i], reason=NOT_FINITE) for i in np.flatnonzero(~parts.finite)
         ],
         reliability=_reliability(request, alignments, signal),
+        strength=None if evidence.predicted is None else evidence.strength,
+    )
+
+
+def _weights(
+    alignments: Floats | None, signal: npt.NDArray[np.bool_], evidence: Evidence, kept: npt.NDArray[np.intp]
+) -> Floats:
+    remembered = {"evidence_sum": evidence.sums[kept], "evidence_weight": evidence.weights[kept]}
+    if alignments is None or evidence.predicted is None:
+        return group_weights(alignments, signal[kept], spread=evidence.spread, **remembered)
+    return quality_weights(
+        alignments,
+        signal[kept],
+        strength=evidence.strength,
+        predicted=evidence.predicted[kept],
+        spread=evidence.spread,
+        **remembered,
     )
 
 

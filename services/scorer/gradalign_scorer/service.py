@@ -181,7 +181,7 @@ class Service:
                 if request.features is not None:
                     learned = await self._moments(request.run_id, request.features)
                     table = np.array(request.features)
-                    scores = await asyncio.to_thread(expectations, columns, table, learned, request)
+                    scores = await asyncio.to_thread(expectations, columns, table, learned, request, run.spread())
             rule = PickRule(
                 policy_version=request.policy_version,
                 count=request.count,
@@ -246,9 +246,7 @@ class Service:
         if request.features is None:
             return evidence
         learned = await self._moments(request.run_id, request.features)
-        if learned is None:
-            return evidence
-        return await asyncio.to_thread(with_predictions, evidence, learned, np.array(request.features))
+        return await asyncio.to_thread(with_predictions, evidence, learned, np.array(request.features), run.strength)
 
     async def _moments(self, run_id: str, features: list[list[float]]) -> Moments | None:
         """What the run has learned of its features; FeaturesMismatch where these are others."""

@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["group_weights"]
+__all__ = ["PRIOR_VARIANCE", "group_weights", "prior_weight", "quality_weights"]
 
 Floats = npt.NDArray[np.float64]
+
+PRIOR_VARIANCE = 0.5
+"""Of the qualities of problems around what their features predict."""
+
+SMALLEST_SPREAD = 0.05
 
 
 def group_weights(
@@ -38,3 +43,41 @@ def group_weights(
     # Without any spread the ratio is 0 or without bound; the sign decides.
     ratio = pooled / (2 * deviation) if deviation > 1e-12 else np.sign(pooled)
     return np.where(signal, np.clip(0.25 + ratio, 0.0, 1.0), 0.0)
+
+
+def quality_weights(
+    alignments: Floats,
+    signal: npt.NDArray[np.bool_],
+    *,
+    strength: float,
+    evidence_sum: Floats,
+    evidence_weight: Floats,
+    predicted: Floats,
+    spread: float | None,
+) -> Floats:
+    """`clamp(0.25 + 0.75 q, 0, 1)`, and 0 for a group without a signal; [n].
+
+    `q` is the expected quality of the problem: 1 for one like the validation problems, 0 for one that has nothing to do with
+    them, -1 for one that leads the other way. An alignment is taken for strength x quality and noise, so the same
+    alignment says less of a problem the less the validation gradient itself says, and what was learned of a problem while
+    that said much is not washed out later.
+
+    Args:
+        alignments: of this request, [n].
+        signal: False for a zero sketch, [n].
+        strength: the alignment to expect at quality 1, now.
+        evidence_sum: discounted sum of strength x alignment over each problem's earlier scores, [n].
+        evidence_weight: discounted sum of their squared strengths, [n].
+        predicted: quality that each problem's features predict, [n].
+        spread: standard deviation of alignments in the run; None before the first scores.
+    """
+    own = spread or (float(np.std(alignments[signal])) if signal.any() else 0.0)
+    pull = prior_weight(own)
+    sums = strength * alignments + evidence_sum + pull * predicted
+    quality = sums / (strength**2 + evidence_weight + pull)
+    return np.where(signal, np.clip(0.25 + 0.75 * quality, 0.0, 1.0), 0.0)
+
+
+def prior_weight(spread: float) -> float:
+    """How much a predicted quality counts, in squared strengths, where alignments have such a spread."""
+    return max(spread, SMALLEST_SPREAD) ** 2 / PRIOR_VARIANCE

@@ -41,7 +41,8 @@ for i = 1, #ids do
     end
   end
   if signal == 1 and alignment == alignment then
-    sum, weight = sum * request.discount + alignment, weight * request.discount + 1
+    sum = sum * request.evidence_kept + request.strength * alignment
+    weight = weight * request.evidence_kept + request.strength * request.strength
   end
   if selected == 1 then picked, selected_version = picked + 1, request.policy_version end
   writes[2 * i - 1] = ids[i]

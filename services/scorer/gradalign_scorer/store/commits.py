@@ -76,6 +76,8 @@ class ScoreCommit(Commit):
         selected: bool [n].
         pass_rates: float [n]; None keeps what is known.
         reliability: None keeps the run's.
+        strength: of these alignments as evidence: what a problem like the validation problems is expected to have.
+        evidence_kept: share of earlier evidence that each of these scores leaves.
         moments: of these scores, to be added to the run's; None where no features were sent.
     """
 
@@ -89,6 +91,8 @@ class ScoreCommit(Commit):
     selected: npt.NDArray[np.bool_]
     pass_rates: npt.NDArray[np.floating[Any]] | None = None
     reliability: float | None = None
+    strength: float = 1.0
+    evidence_kept: float = 0.9
     moments: Moments | None = None
 
     def header(self) -> dict[str, Any]:
@@ -103,6 +107,8 @@ class ScoreCommit(Commit):
             "spread_weight": float(len(evidence)),
             "spread_sum": float(evidence.sum()),
             "spread_square": float(np.square(evidence).sum()),
+            "strength": self.strength,
+            "evidence_kept": self.evidence_kept,
             "moments_kept": 1.0 if self.moments is None else 0.5 ** (self.moments.count / HALF_LIFE),
         }
 

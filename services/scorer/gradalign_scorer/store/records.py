@@ -75,6 +75,11 @@ class RunRecord:
         variance = float(self.fields["spread_square"]) / weight - mean * mean
         return mean, math.sqrt(max(variance, 0.0))
 
+    @property
+    def strength(self) -> float:
+        """The alignment to expect of a problem like the validation problems; 1 where no two were ever sent at once."""
+        return math.sqrt(float(self.fields.get("likeness", 1.0)))
+
     def state(self) -> RunState:
         """The run as the wire shows it."""
         get = self.fields.get

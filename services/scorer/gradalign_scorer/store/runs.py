@@ -28,6 +28,7 @@ from gradalign_scorer.store.validations import ValidationRecord
 __all__ = ["RunStore", "VersionTakenError"]
 
 DISCOUNT = 0.9
+LIKENESS_SHARE = 0.2
 KEEP_ROUNDS = 10_000
 KEEP_VALIDATIONS = 8
 REPLY_TTL = 24 * 3600
@@ -193,6 +194,7 @@ class RunStore:
             "incarnation": uuid.uuid4().hex,
             "round": json.dumps(dataclasses.asdict(commit.record)),
             "discount": DISCOUNT,
+            "likeness_share": LIKENESS_SHARE,
             "keep_rounds": KEEP_ROUNDS,
             "keep_validations": KEEP_VALIDATIONS,
             "reply_ttl": self._reply_ttl,
