@@ -54,3 +54,20 @@ def test_the_weights_are_told_what_features_predict():
     assert found.predicted == pytest.approx([Predictor(MOMENTS).predict(far)[0], 1.0])
     assert (found.strength, found.spread) == (0.3, 0.2)
     assert with_predictions(evidence, None, far, 0.3).predicted.tolist() == [0, 0]
+
+
+def test_a_good_problem_is_worth_what_its_rewards_differ():
+    same = np.repeat(FEATURES[:1], 4, axis=0)
+    rates = columns(4, pass_rate=[1.0, 0.5, 0.0, np.nan], evidence_sum=[1.0] * 4, evidence_weight=[2.0] * 4)
+    solved, half, never, unknown = expectations(rates, same, MOMENTS, REQUEST, SPREAD).priorities
+    assert solved == pytest.approx(4 * 0.9 * 0.1 * half)
+    assert never == pytest.approx(solved)
+    assert unknown == pytest.approx((solved + half + never) / 3)
+
+
+def test_the_same_problem_again_is_worth_less_and_a_bad_one_is_no_better_for_it():
+    same = np.repeat(FEATURES[:1], 2, axis=0)
+    for sums, order in ((1.0, 2.0), (-1.0, 1.0)):
+        tried = columns(2, evidence_sum=[sums] * 2, evidence_weight=[2.0] * 2, times_scored=[0, 3])
+        first, again = expectations(tried, same, MOMENTS, REQUEST, SPREAD).priorities
+        assert first == pytest.approx(order * again)

@@ -55,6 +55,10 @@ def expectations(
 ) -> StoredScores:
     """Scores whose priorities are expected qualities, under one Thompson draw of what features predict.
 
+    A good problem is worth more the more its rewards are expected to differ, since a group whose rollouts all earn the same
+    takes rollouts and gives nothing; and less the more often it was tried, since the same problem again teaches less than
+    another like it.
+
     All scores are as fresh as the request, so that what is picked for exploration is drawn uniformly.
 
     Args:
@@ -71,4 +75,17 @@ def expectations(
     drawn = Predictor(moments).draw(features, np.random.default_rng([request.seed, request.policy_version]))
     pull = prior_weight(spread[1] if spread else 0.0)
     expected = (pull * drawn + columns.column("evidence_sum")) / (pull + columns.column("evidence_weight"))
-    return dataclasses.replace(scores, priorities=expected, policy_versions=fresh)
+    gain = _informative(columns.column("pass_rate")) / np.sqrt(1 + columns.column("times_scored"))
+    worth = np.where(expected > 0, expected * gain, expected)
+    return dataclasses.replace(scores, priorities=worth, policy_versions=fresh)
+
+
+def _informative(rates: Floats) -> Floats:
+    """`4 p (1 - p)`, how much the rewards of a group are expected to differ, [n]; the mean of the others for unknown rates.
+
+    A rate is seen over a few rollouts, so it is first drawn towards 1/2, as if by two more.
+    """
+    smoothed = (8 * rates + 1) / 10
+    found = 4 * smoothed * (1 - smoothed)
+    known = np.isfinite(found)
+    return np.where(known, found, found[known].mean() if known.any() else 1.0)
