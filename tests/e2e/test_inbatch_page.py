@@ -44,7 +44,13 @@ def test_the_loop_of_ones_own_runs(scorer, run_id):
 
     before = model.lm_head.weight.detach().clone()
     code = blocks_of(PAGE, "python")[0].code
-    code = code.replace("http://127.0.0.1:8000", scorer.url).replace("my-run", run_id).replace("8192", "512")
+    code = (
+        code.replace("http://127.0.0.1:8000", scorer.url)
+        .replace("my-run", run_id)
+        .replace("8192", "512")
+        .replace("trusted, 16", "trusted, 4")
+    )
+    code = code.replace("pool, 512", "pool, 128").replace("        64, policy", "        16, policy")
     scope = {
             "model": model, "random": random.Random(0), "steps": 3, "pool": pool, "trusted": trusted,
             "features": dict(zip(pool, np.random.default_rng(0).standard_normal((160, 4)), strict=True)),
@@ -54,7 +60,7 @@ def test_the_loop_of_ones_own_runs(scorer, run_id):
     scope["client"].close()
     assert not torch.equal(model.lm_head.weight, before)
     with Client(scorer.url, run_id=run_id) as client:
-        assert [record.kind for record in client.rounds()] == ["refresh", *["select", "score"] * 3]
+        assert [record.kind for record in client.rounds()] == ["refresh", "select", "score"] * 3
         last = client.rounds()[-2]
     assert (last.problems, last.selected, last.summary["explored"]) == (128, 16, 3)
 
@@ -64,4 +70,4 @@ def test_the_settings_are_settings(tmp_path):
     text = 'run_id = "r"\noutput = "runs/r"\n' + blocks_of(PAGE, "toml")[0].code
     path.write_text(text + '\n[scorer]\nurl = "http://127.0.0.1:8000"\n')
     config = load_config(path)
-    assert (config.mode, config.validation_subset, config.validation_decay) == ("weight", 16, 0.7)
+    assert (config.mode, config.batch_problems, config.validation_decay) == ("weight", 64, 0.7)
