@@ -36,6 +36,14 @@ def _scored(strategy: str, note: str, *, rounds: int = 56, **more: Any) -> Metho
     return Method(note, {"strategy": strategy, **more}, rounds)
 
 
+_IN_BATCH = {
+    "mode": "weight",
+    "proposals": True,
+    "refresh_every": 2,
+    "validation_subset": 16,
+    "validation_rollouts": 8,
+    "validation_decay": 0.7,
+}
 _EVERYTHING = {"strategy": "random", "select_fraction": 1.0, "batch_problems": 64}
 
 METHODS: Mapping[str, Method] = {
@@ -49,6 +57,10 @@ METHODS: Mapping[str, Method] = {
     "cosine": _scored("cosine", "cosine with the validation gradient: the paper's method", rounds=33),
     "cosine_accuracy": _scored("cosine_accuracy", "cosine times 4p(1-p)", rounds=33),
     "diverse": _scored("diverse", "the set whose sum is best aligned, greedily", rounds=33),
+    "in-batch": Method("16 problems an update, each group by its weight: docs/inbatch.md", _IN_BATCH, 200, 10),
+    "in-batch+val": Method(
+        "the same, and the fresh validation gradients", {**_IN_BATCH, "train_on_validation": True}, 200, 10
+    ),
     "full+val": Method(
         "full, and all 48 trusted problems in each update", {**_EVERYTHING, "batch_validation": TRUSTED}, 45, 5
     ),
