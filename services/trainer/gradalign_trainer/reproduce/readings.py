@@ -64,6 +64,10 @@ class Readings:
         """Those with results, in the order of `worlds.REGIMES`."""
         return [regime for regime in REGIMES if any(cell.regime == regime for cell in self._results)]
 
+    def is_timed(self, method: str) -> bool:
+        """Whether there are seconds of its rounds."""
+        return method in self._timing
+
     def of(self, regime: str, method: str, budget: str) -> dict[int, float]:
         """Seed -> held-out pass rate at a budget of `BUDGETS`; a run that ended before it is left out.
 

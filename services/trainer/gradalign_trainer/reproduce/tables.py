@@ -48,9 +48,13 @@ def regime_table(readings: Readings, regime: str) -> str:
     best = {budget: best_of(columns[budget], RIVALS[budget]) for budget in shown}
     head = ["method", *(cell for budget in shown for cell in (_title(budget, readings), f"less {best[budget]}"))]
     lines = [head, ["---"] * len(head)]
+
     for method in METHODS:
         if any(method in columns[budget] for budget in shown):
-            lines.append([method, *(text for budget in shown for text in _pair(columns[budget], method, best[budget]))])
+            lines.append([method])
+            for budget in shown:
+                untimed = budget == "seconds" and not readings.is_timed(method)
+                lines[-1] += _pair(columns[budget], method, best[budget], "not timed" if untimed else "ended before")
     base = fmean(result.curve["pass_rate"][0] or 0.0 for result in readings.results if result.cell.regime == regime)
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return f"Before training: {_short(base)} in the mean.\n\n{table}"
@@ -62,10 +66,10 @@ def _title(budget: str, readings: Readings) -> str:
     return f"{ROLLOUTS:,} rollouts" if budget == "rollouts" else f"{readings.seconds or 0:.1f} s"
 
 
-def _pair(column: Mapping[str, Mapping[int, float]], method: str, best: str | None) -> tuple[str, str]:
+def _pair(column: Mapping[str, Mapping[int, float]], method: str, best: str | None, missing: str) -> tuple[str, str]:
     """What stands in a budget's two cells."""
     if method not in column:
-        return "ended before", ""
+        return missing, ""
     values = list(column[method].values())
     spread = f" ± {_short(stdev(values))}" if len(values) > 1 else ""
     mean = f"{_short(fmean(values))}{spread} ({len(values)})"
