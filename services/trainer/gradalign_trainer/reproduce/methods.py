@@ -68,7 +68,7 @@ METHODS: Mapping[str, Method] = {
     "dapo": Method(
         "64 groups with a signal an update, drawn until full",
         {"strategy": "random", "mode": "dynamic", "batch_problems": 64},
-        48,
+        60,
     ),
     "oracle": Method("16 good problems an update: a filter that knows them", {"strategy": "oracle"}, 260, 15),
     "cosine-exact": _scored("cosine", "cosine without projection", rounds=33, exact_alignments=True),
