@@ -96,17 +96,17 @@ class Recipe:
     def _settings(self, cell: Cell, *, long: bool) -> dict[str, Any]:
         method, world = METHODS[cell.method], f"arithmetic:{cell.regime}"
         trusted: dict[str, Any] = {"kind": "arithmetic", "task": f"{cell.regime}/validation", "limit": TRUSTED}
-        return {
+        settings: dict[str, Any] = {
             **_COMMON,
             "seed": cell.seed,
             "pool": trusted if cell.method in ON_TRUSTED_ONLY else f"{world}/pool",
             "validation": f"{world}/validation",
             "heldout": f"{world}/heldout",
-            "rounds": method.rounds if long else UPDATE_ROUNDS,
             "evaluate_every": method.evaluate_every,
             **method.changes,
-            **self.changes,
         }
+        settings["rounds"] = method.rounds if long else UPDATES // settings["updates_per_round"]
+        return {**settings, **self.changes}
 
 
 def run_id(cell: Cell) -> str:

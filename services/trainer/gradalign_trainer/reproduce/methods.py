@@ -23,7 +23,7 @@ class Method:
         changes: settings of a run that differ from the grid's.
         rounds: how many its runs have where all three budgets are read, enough for each on a machine like the one
             that docs/reproduction.md tells of.
-        evaluate_every: rounds between evaluations; divides the 30 rounds of equal updates.
+        evaluate_every: rounds between evaluations; divides the rounds of equal updates.
     """
 
     note: str
@@ -39,10 +39,13 @@ def _scored(strategy: str, note: str, *, rounds: int = 56, **more: Any) -> Metho
 _IN_BATCH = {
     "mode": "weight",
     "proposals": True,
-    "refresh_every": 2,
+    "batch_problems": 64,
+    "updates_per_round": 1,
     "validation_subset": 16,
     "validation_rollouts": 8,
     "validation_decay": 0.7,
+    "proposal_pool": 512,
+    "proposal_cooldown": 2,
 }
 _EVERYTHING = {"strategy": "random", "select_fraction": 1.0, "batch_problems": 64}
 
@@ -57,9 +60,9 @@ METHODS: Mapping[str, Method] = {
     "cosine": _scored("cosine", "cosine with the validation gradient: the paper's method", rounds=33),
     "cosine_accuracy": _scored("cosine_accuracy", "cosine times 4p(1-p)", rounds=33),
     "diverse": _scored("diverse", "the set whose sum is best aligned, greedily", rounds=33),
-    "in-batch": Method("16 problems an update, each group by its weight: docs/inbatch.md", _IN_BATCH, 200, 10),
+    "in-batch": Method("64 problems an update, each group by its weight: docs/inbatch.md", _IN_BATCH, 100, 6),
     "in-batch+val": Method(
-        "the same, and the fresh validation gradients", {**_IN_BATCH, "train_on_validation": True}, 200, 10
+        "the same, and the fresh validation gradients", {**_IN_BATCH, "train_on_validation": True}, 100, 6
     ),
     "full+val": Method(
         "full, and all 48 trusted problems in each update", {**_EVERYTHING, "batch_validation": TRUSTED}, 45, 5

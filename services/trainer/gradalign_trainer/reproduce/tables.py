@@ -44,9 +44,12 @@ def headline(readings: Readings) -> str:
 def regime_table(readings: Readings, regime: str) -> str:
     """One regime: mean, standard deviation and seeds of each method, and the difference to the best baseline."""
     columns = {budget: readings.table(regime, list(METHODS), budget) for budget in BUDGETS}
-    shown = [budget for budget in BUDGETS if columns[budget]]
-    best = {budget: best_of(columns[budget], RIVALS[budget]) for budget in shown}
-    head = ["method", *(cell for budget in shown for cell in (_title(budget, readings), f"less {best[budget]}"))]
+    best = {budget: best_of(columns[budget], RIVALS[budget]) for budget in BUDGETS}
+    shown = [budget for budget in BUDGETS if best[budget]] or ["updates"]  # no column that compares nothing
+    head = [
+        "method",
+        *(cell for budget in shown for cell in (_title(budget, readings), f"less {best[budget] or 'none'}")),
+    ]
     lines = [head, ["---"] * len(head)]
 
     for method in METHODS:
