@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import redis
 
 from gradalign_scorer.store import EmbeddedServer, EmbeddedServerError
 from gradalign_scorer.store.folderlock import FolderLock
@@ -44,6 +45,15 @@ def killed_scorer(folder):
 
 def write(kit, url, problem):
     kit.run(lambda store: store.commit_scores(kit.scores({problem: 0.5})), url=url)
+
+
+def written(url):
+    """Return once the log has what was acknowledged: the server holds it back while a sync is running."""
+    with redis.Redis(unix_socket_path=url.removeprefix("unix://")) as client:
+        deadline = time.monotonic() + 20
+        while client.info("persistence")["aof_buffer_length"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def problems(kit, url):
@@ -181,6 +191,7 @@ def test_a_server_that_dies_is_started_again_until_it_is_stopped(kit, tmp_path):
         while (server.pid in (None, pid) or not server.ready) and time.monotonic() < deadline:
             time.sleep(0.02)
         write(kit, server.url, f"p{round_}")
+        written(server.url)
     assert problems(kit, server.url) == ["p0", "p1"]
     pid = server.pid
     server.stop()
