@@ -98,8 +98,7 @@ class Products:
     @classmethod
     def joined(cls, parts: Sequence[Products]) -> Products:
         """Parts of one request, in the order of its rows, as one."""
-        columns = ([getattr(part, name) for part in parts] for name in ("dots", "norms", "finite"))
-        return cls(*map(np.concatenate, columns))
+        return cls(*map(np.concatenate, zip(*(part._columns for part in parts), strict=True)))
 
     def split(self, counts: Sequence[int]) -> list[Products]:
         """The reverse of `joined`: parts of so many rows."""
