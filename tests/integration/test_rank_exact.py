@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from responsefiles import read_jsonl, responses, save_model, write_list
+from responsefiles import read_jsonl, responses, save_files
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from gradalign.cli import main
@@ -15,11 +15,7 @@ GROUPS, SAMPLES = 12, 6
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("rank")
-    save_model(folder / "model")
-    write_list(folder / "train.json", responses(GROUPS, SAMPLES, seed=3))
-    write_list(folder / "val.json", responses(4, SAMPLES, seed=8))
-    return folder
+    return save_files(tmp_path_factory.mktemp("rank"), GROUPS, SAMPLES)
 
 
 class Oracle:

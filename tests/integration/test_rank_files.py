@@ -9,7 +9,7 @@ import time
 import pyarrow
 import pytest
 from pyarrow import parquet
-from responsefiles import problems, read_jsonl, responses, save_model, write_jsonl, write_list
+from responsefiles import problems, read_jsonl, responses, save_files, write_jsonl, write_list
 
 from gradalign.cli import main
 
@@ -18,10 +18,7 @@ GROUPS, SAMPLES = 10, 4
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("rank")
-    save_model(folder / "model")
-    write_list(folder / "train.json", responses(GROUPS, SAMPLES, seed=3))
-    write_list(folder / "val.json", responses(4, SAMPLES, seed=8))
+    folder = save_files(tmp_path_factory.mktemp("rank"), GROUPS, SAMPLES)
     write_jsonl(folder / "problems.jsonl", problems(GROUPS))
     return folder
 

@@ -69,6 +69,14 @@ def write_jsonl(path, records):
     return path
 
 
+def save_files(folder, groups, samples):
+    """A model, its responses to `groups` problems in `train.json` and to four others in `val.json`; the folder."""
+    save_model(folder / "model")
+    write_list(folder / "train.json", responses(groups, samples, seed=3))
+    write_list(folder / "val.json", responses(4, samples, seed=8))
+    return folder
+
+
 def read_jsonl(path):
     """The records of a JSONL file."""
     return [json.loads(line) for line in path.read_text().splitlines()]
