@@ -160,13 +160,10 @@ class Curriculum:
             return None
         reply = self._attempt(
             "refresh_validation",
-            lambda client: client.refresh_validation(
-                measured.problem_ids,
-                measured.sketches,
+            lambda client: measured.refresh(
+                client,
                 policy_version=policy_version,
                 projection=self._projection,
-                tokens=measured.tokens,
-                rollouts=measured.rollouts,
                 aggregation=self._aggregation,
                 decay=decay,
                 decay_version=decay_version,
@@ -236,20 +233,12 @@ class Curriculum:
         try:
             return self._attempt(
                 "score",
-                lambda client: client.score(
-                    measured.problem_ids,
-                    measured.sketches,
+                lambda client: measured.score(
+                    client,
                     policy_version=policy_version,
                     projection=self._projection,
-                    norms=measured.norms,
-                    dots=measured.dots,
-                    dots_version=measured.dots_version,
-                    tokens=measured.tokens,
-                    rollouts=measured.rollouts,
-                    pass_rates=measured.pass_rates,
                     strategy=self._strategy,
                     select=select,
-                    features=measured.features,
                 ),
             )
         except (ValidationMissing, ValidationMismatch) as error:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
+
+from gradalign import Client
+from gradalign.replies import Ranking, RefreshReply
 
 __all__ = ["Measured"]
 
@@ -38,6 +41,27 @@ class Measured:
     dots: Sequence[float] | None = None
     dots_version: int | None = None
     features: Tensor | None = None
+
+    def refresh(self, client: Client, **settings: Any) -> RefreshReply:
+        """Send them as the gradients of validation problems; settings and errors as of `Client.refresh_validation`."""
+        return client.refresh_validation(
+            self.problem_ids, self.sketches, tokens=self.tokens, rollouts=self.rollouts, **settings
+        )
+
+    def score(self, client: Client, **settings: Any) -> Ranking:
+        """Send them as the gradients of candidates; settings and errors as of `Client.score`."""
+        return client.score(
+            self.problem_ids,
+            self.sketches,
+            norms=self.norms,
+            dots=self.dots,
+            dots_version=self.dots_version,
+            tokens=self.tokens,
+            rollouts=self.rollouts,
+            pass_rates=self.pass_rates,
+            features=self.features,
+            **settings,
+        )
 
     def distinct(self) -> Measured:
         """The same with only the first row of every problem."""

@@ -86,14 +86,8 @@ class ScorerLink:
             return
         reply = self._attempt(
             "refresh_validation",
-            lambda client: client.refresh_validation(
-                measured.problem_ids,
-                measured.sketches,
-                policy_version=step,
-                projection=self._projection,
-                tokens=measured.tokens,
-                rollouts=measured.rollouts,
-                aggregation=self._config.aggregation,
+            lambda client: measured.refresh(
+                client, policy_version=step, projection=self._projection, aggregation=self._config.aggregation
             ),
         )
         if reply is not None:
@@ -104,15 +98,8 @@ class ScorerLink:
         try:
             return self._attempt(
                 "score",
-                lambda client: client.score(
-                    measured.problem_ids,
-                    measured.sketches,
-                    policy_version=step,
-                    projection=self._projection,
-                    tokens=measured.tokens,
-                    rollouts=measured.rollouts,
-                    pass_rates=measured.pass_rates,
-                    strategy=self._config.strategy,
+                lambda client: measured.score(
+                    client, policy_version=step, projection=self._projection, strategy=self._config.strategy
                 ),
             )
         except (ValidationMissing, ValidationMismatch) as error:

@@ -22,6 +22,7 @@ from gradalign.errors import GradAlignError, NotFound, SketchError, StalePolicy,
 from gradalign.sketch import Sketcher
 from gradalign_trainer.adapters.verl.problems import batch_problem_ids
 from gradalign_trainer.adapters.verl.settings import VerlSettings
+from gradalign_trainer.measured import Measured
 
 __all__ = ["ActorCapture", "ProblemGradients"]
 
@@ -49,13 +50,16 @@ class ProblemGradients:
     rollouts: Sequence[int]
     pass_rates: Sequence[float]
 
-    def part(self, *, trusted: bool) -> tuple[list[str], Tensor, dict[str, Any]]:
-        """Ids, sketches and the other columns of the trusted problems, or of the candidates."""
+    def part(self, *, trusted: bool) -> Measured:
+        """The trusted problems, or the candidates."""
         places = [place for place, own in enumerate(self.trusted) if own == trusted]
-        columns: dict[str, Any] = {
-            name: [getattr(self, name)[place] for place in places] for name in ("tokens", "rollouts")
-        }
-        return [self.ids[place] for place in places], self.sketches[places], columns
+        return Measured(
+            problem_ids=[self.ids[place] for place in places],
+            sketches=self.sketches[places],
+            tokens=[self.tokens[place] for place in places],
+            rollouts=[self.rollouts[place] for place in places],
+            pass_rates=[self.pass_rates[place] for place in places],
+        )
 
 
 class ActorCapture:
@@ -143,13 +147,11 @@ class ActorCapture:
             if self._first is None:
                 self._first = _next_version(client) - self.steps
             spec: dict[str, Any] = {"policy_version": self._first + self.steps, "projection": self._sketcher.projection}
-            ids, sketches, columns = found.part(trusted=True)
-            if ids and bool(sketches.any()):
-                client.refresh_validation(ids, sketches, **columns, **spec)
-            ids, sketches, columns = found.part(trusted=False)
-            rates = [rate for rate, own in zip(found.pass_rates, found.trusted, strict=True) if not own]
-            if ids:
-                client.score(ids, sketches, **columns, pass_rates=rates, strategy=self._settings.strategy, **spec)
+            trusted, candidates = found.part(trusted=True), found.part(trusted=False)
+            if trusted.problem_ids and bool(trusted.sketches.any()):
+                trusted.refresh(client, **spec)
+            if candidates.problem_ids:
+                candidates.score(client, strategy=self._settings.strategy, **spec)
         except (UnavailableError, ValidationMissing, StalePolicy) as error:
             self.failed += 1
             self._first = None if isinstance(error, StalePolicy) else self._first  # ask where the run stands
