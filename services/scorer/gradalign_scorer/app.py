@@ -34,7 +34,7 @@ from gradalign_scorer.gate import KeyGate
 from gradalign_scorer.keyring import KeyRing
 from gradalign_scorer.metrics import Metrics, RequestCounter
 from gradalign_scorer.negotiation import error_response
-from gradalign_scorer.requestlog import RequestLog
+from gradalign_scorer.requestlog import RequestLog, notes_of
 from gradalign_scorer.routes import OPERATIONS, WIRE
 from gradalign_scorer.runfigures import RunFigures
 from gradalign_scorer.schemas import completed
@@ -171,7 +171,11 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     if wire.status >= 500 and wire.type == "internal":
         _LOG.error("%s %r failed: %r", request.method, request.url.path[:200], error)
     context_of(request).metrics.refused.labels(wire.type).inc()
-    return error_response(request.scope, wire, headers)
+    response = error_response(request.scope, wire, headers)
+    notes = notes_of(request.scope)
+    if notes is not None:  # what was not foreseen is answered outside the request log, which names all else
+        response.headers["X-Request-Id"] = notes.request_id
+    return response
 
 
 def _wire_error(request: Request, error: Exception) -> tuple[WireError, Mapping[str, str]]:
