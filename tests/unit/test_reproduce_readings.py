@@ -10,7 +10,7 @@ from gradalign_trainer.reproduce.cells import ROLLOUTS, Cell
 from gradalign_trainer.reproduce.methods import BASELINES, METHODS
 from gradalign_trainer.reproduce.readings import Readings, best_of, interval, paired
 from gradalign_trainer.reproduce.results import Result, curve_of
-from gradalign_trainer.reproduce.tables import difference_text, regime_table
+from gradalign_trainer.reproduce.tables import cost_headline, difference_text, regime_table, updates_headline
 
 
 def result(method, seed, rates, *, per_round, regime="inverted", rounds=(0, 15, 30, 60)):
@@ -121,6 +121,31 @@ def test_a_table_shows_every_method_and_who_lost():
     assert rows["cosine"][1] == "+.200 [+.200, +.200] ▲"
     assert rows["norm"][1] == "-.300 [-.300, -.300] ▼"
     assert table.startswith("Before training: .300 in the mean.")
+
+
+def test_the_headlines_compare_with_the_papers_best_and_with_the_best_of_all():
+    rates = {"random": 0.5, "full": 0.6, "cosine": 0.8, "in-batch": 0.9}
+    results = [
+        result(method, seed, [0.3, 0.4, rate, rate], per_round=2048)
+        for method, rate in rates.items()
+        for seed in range(3)
+    ]
+    readings = Readings(results, TIMING)
+    assert (
+        "| inverted | .800 (3) | random: +.300 [+.300, +.300] ▲ | full: +.200 [+.200, +.200] ▲ |"
+        in updates_headline(readings)
+    )
+    lines = cost_headline(readings).splitlines()
+    assert lines[0] == "| regime | method | 61,440 rollouts | less the best of all | 15.0 s | less the best of all |"
+    assert (
+        lines[2] == "| inverted | `cosine` | .800 (3) | full: +.200 [+.200, +.200] ▲ | .800 (3) |  |"
+    )  # none is timed
+    # Seed 0, which its settings were chosen on, is left out.
+    assert lines[3] == "| inverted | `in-batch` | .900 (2) | full: +.300 [+.300, +.300] ▲ |  |  |"
+
+
+def test_there_is_no_headline_of_cost_where_no_run_went_that_far():
+    assert cost_headline(Readings([result("random", 0, [0.3, 0.4, 0.5, 0.6], per_round=256)], {})) == ""
 
 
 def test_a_curve_keeps_evaluations_and_averages_what_lies_between():

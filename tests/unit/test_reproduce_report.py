@@ -30,7 +30,9 @@ def test_a_page_gets_the_tables_between_its_marks_and_nothing_else_changes(folde
         assert text.endswith(f"\n{END}\n\nafter\n")
         assert "stale" not in text
         tables = text.partition(BEGIN)[2].partition(END)[0].strip()
-        assert "| coin | .750 | random: +.250 [+.250, +.250] ▲ |" in tables
+        least = "random: +.250 [+.250, +.250] ▲"
+        assert f"| coin | .750 (2) | {least} | {least} |" in tables
+        assert f"| coin | `cosine` | .750 (2) | {least} |" in tables
         assert "### coin" in tables
         assert tables in report.read_text()
     assert all(picture.exists() for picture in pictures)

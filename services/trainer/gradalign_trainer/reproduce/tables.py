@@ -7,51 +7,86 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
 from gradalign_trainer.reproduce.cells import ROLLOUTS, UPDATES
-from gradalign_trainer.reproduce.methods import BASELINES, METHODS, PAPER_BASELINES
+from gradalign_trainer.reproduce.methods import BASELINES, METHODS, PAPER_BASELINES, TUNED_ON
 from gradalign_trainer.reproduce.readings import BUDGETS, Difference, Readings, best_of, paired
 from gradalign_trainer.worlds import REGIMES
 
 __all__ = ["regime_table", "results_page"]
 
-OURS = "cosine"
-RIVALS: Mapping[str, Sequence[str]] = {"updates": PAPER_BASELINES, "rollouts": BASELINES, "seconds": BASELINES}
-"""Budget -> the baselines whose best the others are compared with."""
+PAPERS = "cosine"
+OURS = (PAPERS, "in-batch", "in-batch+val")
 
 
 def results_page(readings: Readings) -> str:
-    """The headline, then the tables of the regimes, a heading each."""
-    parts = [headline(readings)]
+    """The headlines, then the tables of the regimes, a heading each."""
+    parts = ["### At equal updates\n", updates_headline(readings)]
+    costs = cost_headline(readings)
+    parts += ["### At equal cost\n", costs] if costs else []
     parts += [f"### {regime}: {REGIMES[regime]}\n\n{regime_table(readings, regime)}" for regime in readings.regimes()]
     return "\n".join(parts)
 
 
-def headline(readings: Readings) -> str:
-    """`cosine` against the best baseline of each budget, a regime a row."""
-    budgets = [budget for budget in BUDGETS if any(readings.of(regime, OURS, budget) for regime in readings.regimes())]
-    head = ["regime", f"`{OURS}`", *(f"at equal {budget}, less" for budget in budgets)]
-    lines = [head, ["---"] * len(head)]
+def updates_headline(readings: Readings) -> str:
+    """`cosine` against the best of the paper's baselines, and against the best of all; a regime a row."""
+    lines = [["regime", f"`{PAPERS}`", "less the best of the paper's", "less the best of all"]]
     for regime in readings.regimes():
-        ours = list(readings.of(regime, OURS, "updates").values())
-        lines.append([regime, _short(fmean(ours)) if ours else ""])
-        for budget in budgets:
-            rows = readings.table(regime, list(METHODS), budget)
-            best = best_of(rows, RIVALS[budget])
-            told = f"{best}: {difference_text(paired(rows[OURS], rows[best]))}" if best and OURS in rows else ""
-            lines[-1].append(told)
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        rows = readings.table(regime, list(METHODS), "updates")
+        if PAPERS in rows:
+            told = [_against(rows, PAPERS, best_of(rows, rivals)) for rivals in (PAPER_BASELINES, BASELINES)]
+            lines.append([regime, _mean(rows[PAPERS]), *told])
+    return _markdown(lines)
+
+
+def cost_headline(readings: Readings) -> str:
+    """`OURS` against the best of all baselines at equal rollouts and equal seconds; empty where nothing was read there."""
+    budgets = [each for each in ("rollouts", "seconds") if any(_ours(readings, regime, each) for regime in REGIMES)]
+    lines = [["regime", "method"]]
+    for budget in budgets:
+        lines[0] += [_title(budget, readings), "less the best of all"]
+    for regime in readings.regimes():
+        rows = {budget: _ours(readings, regime, budget) for budget in budgets}
+        for method in OURS:
+            if any(method in row for row in rows.values()):
+                lines.append([regime, f"`{method}`"])
+                for budget in budgets:
+                    best = best_of(rows[budget], BASELINES)
+                    own = rows[budget].get(method)
+                    lines[-1] += [_mean(own), _against(rows[budget], method, best)] if own else ["", ""]
+    return _markdown(lines) if len(lines) > 1 else ""
+
+
+def _ours(readings: Readings, regime: str, budget: str) -> dict[str, dict[int, float]]:
+    """The rows of a budget, without the seeds a method was tuned on; none where `OURS` has no reading."""
+    rows = {
+        method: {seed: rate for seed, rate in row.items() if seed not in TUNED_ON.get(method, ())}
+        for method, row in readings.table(regime, list(METHODS), budget).items()
+    }
+    return {method: row for method, row in rows.items() if row} if any(rows.get(each) for each in OURS) else {}
+
+
+def _against(rows: Mapping[str, Mapping[int, float]], method: str, best: str | None) -> str:
+    return f"{best}: {difference_text(paired(rows[method], rows[best]))}" if best else ""
+
+
+def _mean(row: Mapping[int, float]) -> str:
+    return f"{_short(fmean(row.values()))} ({len(row)})"
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    ruled = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in ruled)
 
 
 def regime_table(readings: Readings, regime: str) -> str:
     """One regime: mean, standard deviation and seeds of each method, and the difference to the best baseline."""
     columns = {budget: readings.table(regime, list(METHODS), budget) for budget in BUDGETS}
-    best = {budget: best_of(columns[budget], RIVALS[budget]) for budget in BUDGETS}
+    best = {budget: best_of(columns[budget], BASELINES) for budget in BUDGETS}
     shown = [budget for budget in BUDGETS if best[budget]] or ["updates"]  # no column that compares nothing
     head = [
         "method",
         *(cell for budget in shown for cell in (_title(budget, readings), f"less {best[budget] or 'none'}")),
     ]
-    lines = [head, ["---"] * len(head)]
-
+    lines = [head]
     for method in METHODS:
         if any(method in columns[budget] for budget in shown):
             lines.append([method])
@@ -59,8 +94,7 @@ def regime_table(readings: Readings, regime: str) -> str:
                 untimed = budget == "seconds" and not readings.is_timed(method)
                 lines[-1] += _pair(columns[budget], method, best[budget], "not timed" if untimed else "ended before")
     base = fmean(result.curve["pass_rate"][0] or 0.0 for result in readings.results if result.cell.regime == regime)
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return f"Before training: {_short(base)} in the mean.\n\n{table}"
+    return f"Before training: {_short(base)} in the mean.\n\n{_markdown(lines)}"
 
 
 def _title(budget: str, readings: Readings) -> str:
