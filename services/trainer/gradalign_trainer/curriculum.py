@@ -1,31 +1,27 @@
 """Which problems to train on next: the scorer's choice, or a random one where the scorer is away.
 
-Fail-open: the trainer never stops for the scorer. When it stays away past the client's retries, the round goes on with
-a random choice, says so and counts it; the scorer is then asked once a round, briefly, until it is back. A
-request that the scorer refuses is a fault of the setup and is raised, with one exception: a missing validation
-gradient (the store was lost, say) means that the caller has to refresh it.
+A round without the scorer goes on with a random choice, says so and counts it; the scorer is then asked once a round,
+briefly, until it is back (`failopen`).
 """
 
 from __future__ import annotations
 
 import logging
 import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from torch import Tensor
 
 from gradalign import Client
-from gradalign.errors import NotFound, UnavailableError, ValidationMismatch, ValidationMissing
+from gradalign.errors import NotFound, UnavailableError
 from gradalign.projection import Projection
 from gradalign.replies import Ranking, RefreshReply
+from gradalign_trainer.failopen import FailOpen
 from gradalign_trainer.measured import Measured
 
 __all__ = ["Choice", "Curriculum", "ScorerAddress"]
 
-T = TypeVar("T")
 PROBE_TIMEOUT = 5.0  # seconds; a scorer that hangs must not cost every round its full time limit
 logger = logging.getLogger(__name__)
 
@@ -77,7 +73,7 @@ class Choice:
     fallback: bool = False
 
 
-class Curriculum:
+class Curriculum(FailOpen):
     """The trainer's side of the scorer.
 
     Args:
@@ -91,10 +87,6 @@ class Curriculum:
 
     Attributes:
         fallbacks: choices made at random although the scorer was wanted.
-        seconds: spent on requests, answered or not.
-        validation: the last answer to a refresh.
-        wants_validation: whether the strategy, or the weights, come from a validation gradient at all.
-        needs_validation: one has to be sent before anything can be scored.
     """
 
     def __init__(
@@ -108,20 +100,18 @@ class Curriculum:
         seed: int,
         needs_validation: bool = True,
     ) -> None:
+        super().__init__(
+            projection=projection,
+            strategy=strategy,
+            aggregation=aggregation,
+            wants_validation=scorer is not None and needs_validation,
+        )
         self._client = scorer.connect(run_id) if scorer else None
         self._probe = scorer.connect(run_id, probing=True) if scorer else None
         self._url = scorer.url if scorer else ""
-        self._strategy = strategy
-        self._aggregation = aggregation
-        self._projection = projection
         self._seed = seed
-        self._away = False
         self._pending_restore: str | None = None
         self.fallbacks = 0
-        self.seconds = 0.0
-        self.validation: RefreshReply | None = None
-        self.wants_validation = self.adaptive and needs_validation
-        self.needs_validation = self.wants_validation
 
     @property
     def adaptive(self) -> bool:
@@ -150,28 +140,7 @@ class Curriculum:
         Raises:
             ValidationMismatch: the scorer holds another than `decay_version`.
         """
-        if not measured.sketches.any():
-            logger.warning(
-                "None of the %d validation problems has a signal at policy version %d: every rollout of each got the same "
-                "reward. Take more rollouts (validation_rollouts), or problems that the policy solves sometimes.",
-                len(measured.problem_ids),
-                policy_version,
-            )
-            return None
-        reply = self._attempt(
-            "refresh_validation",
-            lambda client: measured.refresh(
-                client,
-                policy_version=policy_version,
-                projection=self._projection,
-                aggregation=self._aggregation,
-                decay=decay,
-                decay_version=decay_version,
-            ),
-        )
-        if reply is not None:
-            self.validation, self.needs_validation = reply, False
-        return reply
+        return self._refreshed(measured, policy_version, decay=decay, decay_version=decay_version)
 
     def propose(
         self,
@@ -217,7 +186,7 @@ class Curriculum:
 
         Where the scorer is away or holds no validation gradient, the choice is random and all weights are 1.
         """
-        ranking = self._score(measured, policy_version, select=count)
+        ranking = self._ranking(measured, policy_version, select=count)
         if ranking is None:
             return self.choose_at_random(measured.problem_ids, count, round_number=round_number)
         weights = dict(zip(ranking.problem_ids, ranking.weights, strict=True))
@@ -226,25 +195,7 @@ class Curriculum:
     def record(self, measured: Measured, *, policy_version: int) -> None:
         """Score problems without selecting any, so that the scorer remembers them as they are now."""
         if self.adaptive and not self._away and not self.needs_validation:
-            self._score(measured.distinct(), policy_version, select=None)
-
-    def _score(self, measured: Measured, policy_version: int, *, select: int | None) -> Ranking | None:
-        """The scorer's ranking; None where it is away or holds another validation gradient than was measured against."""
-        try:
-            return self._attempt(
-                "score",
-                lambda client: measured.score(
-                    client,
-                    policy_version=policy_version,
-                    projection=self._projection,
-                    strategy=self._strategy,
-                    select=select,
-                ),
-            )
-        except (ValidationMissing, ValidationMismatch) as error:
-            logger.warning("The validation gradient will be refreshed: %s", error)
-            self.needs_validation = True
-            return None
+            self._ranking(measured.distinct(), policy_version)
 
     def choose_at_random(self, problem_ids: Sequence[str], count: int, *, round_number: int) -> Choice:
         """A seeded uniform choice; counted as a fallback where the scorer was wanted."""
@@ -263,20 +214,7 @@ class Curriculum:
 
     def snapshot(self, name: str) -> str | None:
         """Keep the curriculum under a name; the name, or None where it could not be kept."""
-        if not self.adaptive:
-            return None
-
-        def keep(client: Client) -> str:
-            client.snapshot(name)
-            return name
-
-        try:
-            kept = self._attempt("snapshot", keep)
-        except NotFound:
-            kept = None  # nothing was scored yet
-        if kept is None:
-            logger.warning("Checkpoint %s has no curriculum snapshot: the scorer holds nothing or is away.", name)
-        return kept
+        return super().snapshot(name) if self.adaptive else None
 
     def restore_later(self, name: str) -> None:
         """Put the curriculum back to a snapshot before the next request, whenever the scorer is there."""
@@ -288,26 +226,17 @@ class Curriculum:
             if client is not None:
                 client.close()
 
-    def _attempt(self, what: str, request: Callable[[Client], T]) -> T | None:
-        """The reply, or None where the scorer is away."""
-        assert self._client is not None
-        assert self._probe is not None
+    def _ready(self) -> Client:
         client = self._probe if self._away else self._client
-        began = time.monotonic()
-        try:
-            self._restore(client)
-            reply = request(client)
-        except UnavailableError as error:
-            if not self._away:
-                logger.warning("The scorer is away, training goes on without it: %s: %s", what, error)
-            self._away, self.needs_validation = True, self.wants_validation
-            return None
-        finally:
-            self.seconds += time.monotonic() - began
-        if self._away:
-            logger.warning("The scorer at %s is back.", self._url)
-        self._away = False
-        return reply
+        assert client is not None
+        self._restore(client)
+        return client
+
+    def _lost(self, what: str, error: UnavailableError) -> None:
+        logger.warning("The scorer is away, training goes on without it: %s: %s", what, error)
+
+    def _found(self) -> None:
+        logger.warning("The scorer at %s is back.", self._url)
 
     def _restore(self, client: Client) -> None:
         if self._pending_restore is None:

@@ -1,28 +1,21 @@
 """The conversation with the scorer, on the main process of a run.
 
-Fail-open: a scorer that is away costs the batch its weights and its choice, never the run. It is said once, counted, and
-tried again, briefly, at every batch. What the scorer refuses is a fault of the setup and is raised.
+A scorer that is away costs the batch its weights and its choice, never the run. It is said once, counted, and tried again,
+briefly, at every batch (`failopen`).
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from gradalign import Client
-from gradalign.errors import (
-    GradAlignError,
-    NotFound,
-    ProjectionMismatch,
-    UnavailableError,
-    ValidationMismatch,
-    ValidationMissing,
-)
+from gradalign.errors import GradAlignError, NotFound, ProjectionMismatch, UnavailableError
 from gradalign.projection import Projection
-from gradalign.replies import Ranking, RefreshReply, RunState, Selection
+from gradalign.replies import Ranking, RunState, Selection
 from gradalign_trainer.adapters.trl.config import GradAlignConfig
+from gradalign_trainer.failopen import FailOpen
 from gradalign_trainer.measured import Measured
 
 __all__ = ["ScorerLink"]
@@ -31,7 +24,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class ScorerLink:
+class ScorerLink(FailOpen):
     """What a run asks of the scorer.
 
     Args:
@@ -44,9 +37,6 @@ class ScorerLink:
 
     Attributes:
         fallbacks: batches that went without the scorer although it was wanted.
-        seconds: spent on requests, answered or not.
-        validation: the last answer to a refresh.
-        needs_validation: a validation gradient has to be sent before anything can be scored.
     """
 
     def __init__(
@@ -59,14 +49,14 @@ class ScorerLink:
         snapshot: str | None,
         fallbacks: int = 0,
     ) -> None:
-        self._config, self._projection = config, projection
+        super().__init__(
+            projection=projection, strategy=config.strategy, aggregation=config.aggregation, wants_validation=True
+        )
+        self._config = config
         self._step, self._resumed, self._snapshot = step, resumed, snapshot
         self._client: Client | None = None
         self._probe: Client | None = None
-        self._away = False
-        self.fallbacks, self.seconds = fallbacks, 0.0
-        self.validation: RefreshReply | None = None
-        self.needs_validation = True
+        self.fallbacks = fallbacks
 
     def reachable(self) -> bool:
         """Whether to spend rollouts and backwards on scoring; asks only a scorer not met yet, or one that was away."""
@@ -76,36 +66,11 @@ class ScorerLink:
 
     def refresh(self, measured: Measured, step: int) -> None:
         """Replace the validation gradient; without a signal the one that the scorer holds stays."""
-        if not measured.sketches.any():
-            logger.warning(
-                "None of the %d validation problems has a signal at step %d: every rollout of each got the same reward. "
-                "Take more rollouts (GradAlignConfig.validation_rollouts), or problems that the policy solves sometimes.",
-                len(measured.problem_ids),
-                step,
-            )
-            return
-        reply = self._attempt(
-            "refresh_validation",
-            lambda client: measured.refresh(
-                client, policy_version=step, projection=self._projection, aggregation=self._config.aggregation
-            ),
-        )
-        if reply is not None:
-            self.validation, self.needs_validation = reply, False
+        self._refreshed(measured, step)
 
     def score(self, measured: Measured, step: int) -> Ranking | None:
         """The scorer's ranking of a batch; None where it is away or has lost its validation gradient."""
-        try:
-            return self._attempt(
-                "score",
-                lambda client: measured.score(
-                    client, policy_version=step, projection=self._projection, strategy=self._config.strategy
-                ),
-            )
-        except (ValidationMissing, ValidationMismatch) as error:
-            logger.warning("The validation gradient will be refreshed: %s", error)
-            self.needs_validation = True
-            return None
+        return self._ranking(measured, step)
 
     def select(self, problem_ids: Sequence[str], count: int, step: int, batch: int) -> Selection | None:
         """`count` of the problems by their stored priorities; None where the scorer is away or has scored nothing yet."""
@@ -128,21 +93,6 @@ class ScorerLink:
         except NotFound:
             return None
 
-    def snapshot(self, name: str) -> str | None:
-        """Keep the curriculum under a name; the name, or None where it could not be kept."""
-
-        def keep(client: Client) -> str:
-            client.snapshot(name)
-            return name
-
-        try:
-            kept = self._attempt("snapshot", keep)
-        except NotFound:
-            kept = None
-        if kept is None:
-            logger.warning("%s has no snapshot of the curriculum: the scorer holds nothing or is away.", name)
-        return kept
-
     def count_fallback(self) -> None:
         """One batch more went without the scorer."""
         self.fallbacks += 1
@@ -154,35 +104,31 @@ class ScorerLink:
                 client.close()
 
     def _attempt(self, what: str, request: Callable[[Client], T]) -> T | None:
-        """The reply, or None where the scorer is away."""
-        began = time.monotonic()
         try:
-            if self._client is None:
-                self._meet()
-            client = self._probe if self._away else self._client
-            assert client is not None
-            reply = request(client)
-        except UnavailableError as error:
-            if not self._config.fail_open:
-                raise
-            if not self._away:
-                logger.warning(
-                    "The scorer at %s is away (%s). Training goes on without it, with all weights 1 and TRL's own order of "
-                    "problems, and asks again at every batch; gradalign/fallbacks counts these. %s",
-                    self._config.scorer_url,
-                    what,
-                    error,
-                )
-            self._away = self.needs_validation = True
-            return None
+            return super()._attempt(what, request)
         except ProjectionMismatch as error:
             raise _other_projection(self._config.run_id, str(error)) from error
-        finally:
-            self.seconds += time.monotonic() - began
-        if self._away:
-            logger.warning("The scorer at %s is back after %d batches.", self._config.scorer_url, self.fallbacks)
-        self._away = False
-        return reply
+
+    def _ready(self) -> Client:
+        if self._client is None:
+            self._meet()
+        client = self._probe if self._away else self._client
+        assert client is not None
+        return client
+
+    def _lost(self, what: str, error: UnavailableError) -> None:
+        if not self._config.fail_open:
+            raise error
+        logger.warning(
+            "The scorer at %s is away (%s). Training goes on without it, with all weights 1 and TRL's own order of "
+            "problems, and asks again at every batch; gradalign/fallbacks counts these. %s",
+            self._config.scorer_url,
+            what,
+            error,
+        )
+
+    def _found(self) -> None:
+        logger.warning("The scorer at %s is back after %d batches.", self._config.scorer_url, self.fallbacks)
 
     def _meet(self) -> None:
         """Take the run over: restore its curriculum, hold it to this run's state, and fence a forgotten predecessor off."""
