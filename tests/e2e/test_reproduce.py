@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import reproduce_slice
@@ -72,6 +74,48 @@ def test_a_grid_that_was_killed_runs_what_is_left_and_reports(start, scorer, mod
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
     assert [path.stem for path in pictures] == ["curves-updates", "composition", "alignments"]
     assert "### misconception" in page.read_text()
+
+
+@pytest.mark.slow
+def test_a_grid_that_is_killed_alone_leaves_no_process(models, tmp_path):
+    """Its scorer, the store of that and its workers are in no group with it."""
+    folder = tmp_path / "grid"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, reproduce_slice.__file__, folder, "", models]
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 90
+    while not read_results(folder):
+        assert process.poll() is None, "the grid ended by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    family = descendants(process.pid)
+    assert len(family) >= 4  # scorer, store, worker, and what multiprocessing keeps beside it
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while any(alive(pid) for pid in family):
+        assert time.monotonic() < deadline, "processes are left"
+        time.sleep(0.1)
+
+
+def alive(pid):
+    """Whether a process runs; one that nobody has waited for yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def descendants(pid):
+    """All processes that came of one."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for each in found:
+        found += [child for child, parent in parents.items() if parent == each]
+    return found[1:]
 
 
 def test_a_cell_without_its_scorer_is_no_result(models, tmp_path):

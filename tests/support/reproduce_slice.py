@@ -1,6 +1,6 @@
 """A slice of `gradalign reproduce` that takes seconds: two rounds of small runs on base models that know next to nothing.
 
-python tests/support/reproduce_slice.py FOLDER SCORER_URL MODELS
+python tests/support/reproduce_slice.py FOLDER SCORER_URL MODELS      # an empty URL starts a scorer
 """
 
 import sys
@@ -34,7 +34,7 @@ def slice_of(folder, url, models, **changes):
     """The settings of the slice, base models in the folder `models`; `changes` go into every run."""
     recipe = Recipe(long=False, changes={**SMALL, "model_cache": str(models), **changes}, base_steps=60)
     cells = {"regimes": ("misconception",), "methods": METHODS, "seeds": 1}
-    return GridSettings(output=Path(folder), recipe=recipe, workers=1, scorer_url=url, **cells)
+    return GridSettings(output=Path(folder), recipe=recipe, workers=1, scorer_url=url or None, **cells)
 
 
 if __name__ == "__main__":

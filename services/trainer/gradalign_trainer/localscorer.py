@@ -22,14 +22,15 @@ STOP_LIMIT = 30.0
 
 @contextmanager
 def local_scorer() -> Iterator[str]:
-    """Run `gradalign serve` in a process and a temporary folder of its own; yields its URL.
+    """Run `gradalign serve` in a process and a temporary folder of its own; yields its URL. It ends with this process too.
 
     Raises:
         GradAlignError: it does not start; the end of its log is in the message.
     """
     with tempfile.TemporaryDirectory(prefix="gradalign-") as folder:
         place = Path(folder)
-        command = [sys.executable, "-m", "gradalign", "serve", "--port", "0", "--data-dir", str(place / "data")]
+        attached = [sys.executable, "-m", "gradalign_trainer.lifeline", str(os.getpid())]
+        command = [*attached, "serve", "--port", "0", "--data-dir", str(place / "data")]
         # The settings of some other scorer must not reach this one.
         own = {name: value for name, value in os.environ.items() if not name.startswith("GRADALIGN_")}
         with (place / "log").open("wb") as log:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gradalign.errors import GradAlignError
 from gradalign_trainer.config import TrainConfig
+from gradalign_trainer.lifeline import end_with_parent
 from gradalign_trainer.records import RoundReport
 
 __all__ = ["run_parallel"]
@@ -130,6 +131,7 @@ def _train(config: TrainConfig, connection: Any) -> None:
     from gradalign_trainer.models import hush_weights
     from gradalign_trainer.trainrun import run_training
 
+    end_with_parent()
     hush_weights()
     torch.set_num_threads(1)  # as many processes as cores run already
     teller = _Teller(connection)

@@ -13,6 +13,7 @@ from gradalign.errors import GradAlignError, NotFound
 from gradalign_trainer.basemodel import BaseTraining, base_model
 from gradalign_trainer.config import TrainConfig
 from gradalign_trainer.datasets.run import load_run_data
+from gradalign_trainer.lifeline import end_with_parent
 from gradalign_trainer.loop import train
 from gradalign_trainer.models import hush_weights
 from gradalign_trainer.records import RoundReport
@@ -21,7 +22,8 @@ __all__ = ["play", "prepare_base", "set_up"]
 
 
 def set_up() -> None:
-    """Once a process: one thread, since there are as many processes as cores, and warnings only."""
+    """Once a process: one thread, since there are as many processes as cores, and warnings only; it ends with its parent."""
+    end_with_parent()
     hush_weights()
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
