@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,17 @@ def descendants(pid):
     for each in found:
         found += [child for child, parent in parents.items() if parent == each]
     return found[1:]
+
+
+def test_a_run_that_sees_nothing_of_its_regime_is_played_once_for_all(models, tmp_path):
+    settings = replace(
+        slice_of(tmp_path, None, models), regimes=("misconception", "coin"), methods=("validation-only",)
+    )
+    run_grid(replace(settings, scorer_url="http://127.0.0.1:9"), Console(stderr=True))
+    one, two = read_results(tmp_path)
+    assert [one.cell.regime, two.cell.regime] == ["misconception", "coin"]
+    assert one.curve == two.curve  # its seconds too
+    assert one.digest == two.digest
 
 
 def test_a_cell_without_its_scorer_is_no_result(models, tmp_path):

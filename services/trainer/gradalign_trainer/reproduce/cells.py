@@ -25,6 +25,9 @@ UPDATES = 60
 ROLLOUTS = 61_440
 """Where they are compared at equal rollouts: what `cosine` spends on its 60 updates."""
 
+ANY = "misconception"
+"""A regime for runs that see nothing of it: trusted and held-out problems are the same in all."""
+
 _COMMON: dict[str, Any] = {
     "device": "cpu",
     "pool_size": 128,
@@ -77,7 +80,7 @@ class Recipe:
         return BaseTraining(steps=self.base_steps, seed=seed % BASES)
 
     def digest(self, cell: Cell) -> str:
-        """Of everything that decides a cell's curve but for its length: results of one digest belong together."""
+        """Of everything that decides a cell's curve but for its length; cells of one digest have the same."""
         settings = {**self._settings(cell, long=False), "base": asdict(self.base(cell.seed))}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -94,14 +97,15 @@ class Recipe:
         return TrainConfig(**self._settings(cell, long=self.long), **where)
 
     def _settings(self, cell: Cell, *, long: bool) -> dict[str, Any]:
-        method, world = METHODS[cell.method], f"arithmetic:{cell.regime}"
-        trusted: dict[str, Any] = {"kind": "arithmetic", "task": f"{cell.regime}/validation", "limit": TRUSTED}
+        method, alone = METHODS[cell.method], cell.method in ON_TRUSTED_ONLY
+        regime = ANY if alone else cell.regime
+        trusted: dict[str, Any] = {"kind": "arithmetic", "task": f"{regime}/validation", "limit": TRUSTED}
         settings: dict[str, Any] = {
             **_COMMON,
             "seed": cell.seed,
-            "pool": trusted if cell.method in ON_TRUSTED_ONLY else f"{world}/pool",
-            "validation": f"{world}/validation",
-            "heldout": f"{world}/heldout",
+            "pool": trusted if alone else f"arithmetic:{regime}/pool",
+            "validation": f"arithmetic:{regime}/validation",
+            "heldout": f"arithmetic:{regime}/heldout",
             "evaluate_every": method.evaluate_every,
             **method.changes,
         }

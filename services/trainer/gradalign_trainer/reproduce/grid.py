@@ -136,13 +136,18 @@ def _take_times(
 def _played(
     pool: ProcessPoolExecutor, settings: GridSettings, cells: Sequence[Cell], bases: Mapping[int, Path], url: str
 ) -> Iterator[tuple[Cell, float, dict[str, list[float | None]]]]:
-    """Cells as they finish, with the seconds of their rounds and their curves."""
-    futures: dict[Future[Sequence[RoundReport]], Cell] = {}
+    """Cells as they finish, with the seconds of their rounds and their curves; cells of one digest take one run."""
+    alike: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
+        alike[settings.recipe.digest(cell)].append(cell)
+    futures: dict[Future[Sequence[RoundReport]], list[Cell]] = {}
+    for same in alike.values():
+        cell = same[0]
         output = settings.output / "running" / f"{cell.regime}-{cell.method}-{cell.seed}"
         config = settings.recipe.config(cell, bases[cell.seed % BASES], output, url)
-        futures[pool.submit(play, config)] = cell
+        futures[pool.submit(play, config)] = same
     for future in as_completed(futures):
+        same = futures[future]
         try:
             reports = future.result()
         except BrokenProcessPool as error:
@@ -152,9 +157,11 @@ def _played(
             ) from error
         except RuntimeError as error:
             raise GradAlignError(
-                f"{futures[future]}: {error}\nFinished cells are kept; run the same command again to go on."
+                f"{same[0]}: {error}\nFinished cells are kept; run the same command again to go on."
             ) from error
-        yield futures[future], reports[-1].figures["seconds"], curve_of(reports)
+        curve = curve_of(reports)
+        for cell in same:
+            yield cell, reports[-1].figures["seconds"] / len(same), curve
 
 
 class _Progress:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["BASELINES", "METHODS", "PAPER_BASELINES", "TUNED_ON", "Method"]
+__all__ = ["BASELINES", "METHODS", "ON_TRUSTED_ONLY", "PAPER_BASELINES", "TRUSTED", "TUNED_ON", "Method"]
 
 TRUSTED = 48
 
@@ -48,6 +48,7 @@ _IN_BATCH = {
     "proposal_cooldown": 2,
 }
 _EVERYTHING = {"strategy": "random", "select_fraction": 1.0, "batch_problems": 64}
+_TRUSTED_ALONE = {"strategy": "random", "select_fraction": 1.0}
 
 METHODS: Mapping[str, Method] = {
     "random": Method("16 problems an update, at random", {"strategy": "random"}, 260, 15),
@@ -67,25 +68,27 @@ METHODS: Mapping[str, Method] = {
     "full+val": Method(
         "full, and all 48 trusted problems in each update", {**_EVERYTHING, "batch_validation": TRUSTED}, 45, 5
     ),
-    "validation-only": Method("16 of the trusted problems an update", {"strategy": "random"}, 260, 15),
+    "validation-only": Method("16 of the trusted problems an update", _TRUSTED_ALONE, 260, 15),
+    "validation-all": Method("all 48 trusted problems an update", {**_TRUSTED_ALONE, "batch_problems": TRUSTED}, 85, 5),
     "dapo": Method(
         "64 groups with a signal an update, drawn until full",
         {"strategy": "random", "mode": "dynamic", "batch_problems": 64},
         60,
     ),
     "oracle": Method("16 good problems an update: a filter that knows them", {"strategy": "oracle"}, 260, 15),
+    "oracle-64": Method("64 good problems an update", {**_EVERYTHING, "strategy": "oracle"}, 70, 5),
     "cosine-exact": _scored("cosine", "cosine without projection", rounds=33, exact_alignments=True),
 }
 """By the name of the row."""
 
-ON_TRUSTED_ONLY = ("validation-only",)
-"""Methods whose pool is the trusted problems."""
+ON_TRUSTED_ONLY = ("validation-only", "validation-all")
+"""Methods whose pool is the trusted problems, so that their runs are the same in all regimes."""
 
 PAPER_BASELINES = ("random", "accgreedy", "learnalign")
 """The paper compares with these, the modes of its reference implementation beside its own; its plain GRPO takes as
 many problems an update as its selections, which is `random` here. None of them sees the trusted problems."""
 
-BASELINES = (*PAPER_BASELINES, "full", "accuracy_band", "norm", "full+val", "validation-only", "dapo")
+BASELINES = (*PAPER_BASELINES, "full", "accuracy_band", "norm", "full+val", *ON_TRUSTED_ONLY, "dapo")
 """And what a sceptic adds."""
 
 TUNED_ON: Mapping[str, Sequence[int]] = {"in-batch": (0,), "in-batch+val": (0,)}
