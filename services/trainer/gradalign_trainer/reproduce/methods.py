@@ -52,7 +52,7 @@ _TRUSTED_ALONE = {"strategy": "random", "select_fraction": 1.0}
 
 METHODS: Mapping[str, Method] = {
     "random": Method("16 problems an update, at random", {"strategy": "random"}, 260, 15),
-    "full": Method("GRPO on all 128 that others choose from, 64 an update", _EVERYTHING, 70, 5),
+    "full": Method("GRPO on all 128 that others choose from, 64 an update", _EVERYTHING, 85, 5),
     "accgreedy": _scored("accgreedy", "pass rate nearest to one half"),
     "accuracy_band": _scored("accuracy_band", "at random among pass rates from .2 to .8"),
     "learnalign": _scored("learnalign", "cosine with the candidates' own pooled gradient"),
@@ -66,17 +66,19 @@ METHODS: Mapping[str, Method] = {
         "the same, and the fresh validation gradients", {**_IN_BATCH, "train_on_validation": True}, 100, 6
     ),
     "full+val": Method(
-        "full, and all 48 trusted problems in each update", {**_EVERYTHING, "batch_validation": TRUSTED}, 45, 5
+        "full, and all 48 trusted problems in each update", {**_EVERYTHING, "batch_validation": TRUSTED}, 50, 5
     ),
     "validation-only": Method("16 of the trusted problems an update", _TRUSTED_ALONE, 260, 15),
-    "validation-all": Method("all 48 trusted problems an update", {**_TRUSTED_ALONE, "batch_problems": TRUSTED}, 85, 5),
+    "validation-all": Method(
+        "all 48 trusted problems an update", {**_TRUSTED_ALONE, "batch_problems": TRUSTED}, 110, 5
+    ),
     "dapo": Method(
         "64 groups with a signal an update, drawn until full",
         {"strategy": "random", "mode": "dynamic", "batch_problems": 64},
-        60,
+        72,
     ),
     "oracle": Method("16 good problems an update: a filter that knows them", {"strategy": "oracle"}, 260, 15),
-    "oracle-64": Method("64 good problems an update", {**_EVERYTHING, "strategy": "oracle"}, 70, 5),
+    "oracle-64": Method("64 good problems an update", {**_EVERYTHING, "strategy": "oracle"}, 85, 5),
     "cosine-exact": _scored("cosine", "cosine without projection", rounds=33, exact_alignments=True),
 }
 """By the name of the row."""
