@@ -38,7 +38,7 @@ class ReproduceCommand:
             choices=("updates", "all"),
             help="updates: runs end at equal updates; all: they go on to equal rollouts and equal seconds (all)",
         )
-        add("--quick", action="store_true", help=f"one seed, {len(QUICK_METHODS)} methods, equal updates: six minutes")
+        add("--quick", action="store_true", help=f"one seed, {len(QUICK_METHODS)} methods, equal updates: four minutes")
         add("--workers", type=_positive, default=2, metavar="N", help="cells at a time, each on one core (2)")
         add("--output", type=Path, help=f"folder of the results (runs/reproduce; {QUICK_OUTPUT} with --quick)")
         add("--scorer-url", metavar="URL", help="use this scorer; without it one is started, with an embedded store")

@@ -36,17 +36,15 @@ def _scored(strategy: str, note: str, *, rounds: int = 56, **more: Any) -> Metho
     return Method(note, {"strategy": strategy, **more}, rounds)
 
 
-_IN_BATCH = {
+_WEIGHTED = {
     "mode": "weight",
-    "proposals": True,
     "batch_problems": 64,
     "updates_per_round": 1,
     "validation_subset": 16,
     "validation_rollouts": 8,
     "validation_decay": 0.7,
-    "proposal_pool": 512,
-    "proposal_cooldown": 2,
 }
+_PROPOSED = {**_WEIGHTED, "proposals": True, "proposal_pool": 512, "proposal_cooldown": 2}
 _EVERYTHING = {"strategy": "random", "select_fraction": 1.0, "batch_problems": 64}
 _TRUSTED_ALONE = {"strategy": "random", "select_fraction": 1.0}
 
@@ -61,10 +59,11 @@ METHODS: Mapping[str, Method] = {
     "cosine": _scored("cosine", "cosine with the validation gradient: the paper's method", rounds=33),
     "cosine_accuracy": _scored("cosine_accuracy", "cosine times 4p(1-p)", rounds=33),
     "diverse": _scored("diverse", "the set whose sum is best aligned, greedily", rounds=33),
-    "in-batch": Method("64 problems an update, each group by its weight: docs/inbatch.md", _IN_BATCH, 100, 6),
+    "in-batch": Method("64 problems an update, each group by its weight: docs/inbatch.md", _PROPOSED, 100, 6),
     "in-batch+val": Method(
-        "the same, and the fresh validation gradients", {**_IN_BATCH, "train_on_validation": True}, 100, 6
+        "the same, and the fresh validation gradients", {**_PROPOSED, "train_on_validation": True}, 100, 6
     ),
+    "weights": Method("64 problems at random, each group by its weight", _WEIGHTED, 100, 6),
     "full+val": Method(
         "full, and all 48 trusted problems in each update", {**_EVERYTHING, "batch_validation": TRUSTED}, 50, 5
     ),
@@ -93,6 +92,6 @@ many problems an update as its selections, which is `random` here. None of them 
 BASELINES = (*PAPER_BASELINES, "full", "accuracy_band", "norm", "full+val", *ON_TRUSTED_ONLY, "dapo")
 """And what a sceptic adds."""
 
-TUNED_ON: Mapping[str, Sequence[int]] = {"in-batch": (0,), "in-batch+val": (0,)}
+TUNED_ON: Mapping[str, Sequence[int]] = {"in-batch": (0,), "in-batch+val": (0,), "weights": (0,)}
 """Seeds that a method's settings were chosen on: they stand in the tables, and are left out of the comparisons that
 head them."""

@@ -24,6 +24,7 @@ STYLES: Mapping[str, tuple[str, str]] = {
     "dapo": ("#bf3989", "--"),
     "in-batch": ("#54aeff", "-."),
     "in-batch+val": ("#0a3069", "-."),
+    "weights": ("#54aeff", ":"),
     "oracle": ("#24292f", ":"),
 }
 """Method -> colour and line; the others are in the tables only."""
@@ -47,10 +48,17 @@ def draw_pictures(readings: Readings, folder: Path) -> list[Path]:
         ),
         _draw_alignments(panels, folder / "alignments.png"),
     ]
-    if any(result.long for result in readings.results):
+    far = {regime: [each for each in results if _reaches_rollouts(each)] for regime, results in panels.items()}
+    far = {regime: results for regime, results in far.items() if results}
+    if far and any(result.long for result in readings.results):
         x = ("rollouts", ROLLOUTS)
-        written.append(_draw(panels, folder / "curves-rollouts.png", x, ("pass_rate", "held-out pass@1")))
+        written.append(_draw(far, folder / "curves-rollouts.png", x, ("pass_rate", "held-out pass@1")))
     return written
+
+
+def _reaches_rollouts(result: Result) -> bool:
+    # A run that ends before would cut the band of its method off for all seeds.
+    return (result.curve["rollouts"][-1] or 0) >= ROLLOUTS
 
 
 def _band(results: Sequence[Result], x: str, y: str, end: float) -> tuple[Any, Any, Any] | None:

@@ -14,7 +14,7 @@ from gradalign_trainer.worlds import REGIMES
 __all__ = ["regime_table", "results_page"]
 
 PAPERS = "cosine"
-OURS = (PAPERS, "in-batch", "in-batch+val")
+OURS = (PAPERS, "weights", "in-batch", "in-batch+val")
 
 
 def results_page(readings: Readings) -> str:
