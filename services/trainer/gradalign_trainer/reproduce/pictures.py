@@ -21,6 +21,7 @@ STYLES: Mapping[str, tuple[str, str]] = {
     "learnalign": ("#1a7f37", "-"),
     "cosine": ("#1f6feb", "-"),
     "full+val": ("#d1242f", "--"),
+    "validation-all": ("#d1242f", ":"),
     "dapo": ("#bf3989", "--"),
     "in-batch": ("#54aeff", "-."),
     "in-batch+val": ("#0a3069", "-."),
