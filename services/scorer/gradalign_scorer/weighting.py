@@ -39,7 +39,7 @@ def group_weights(
     if alignments is None:
         return signal.astype(np.float64)
     pooled = (alignments + evidence_sum) / (1 + evidence_weight)
-    deviation = spread or (float(np.std(alignments[signal])) if signal.any() else 0.0)
+    deviation = _deviation(alignments, signal, spread)
     # Without any spread the ratio is 0 or without bound; the sign decides.
     ratio = pooled / (2 * deviation) if deviation > 1e-12 else np.sign(pooled)
     return np.where(signal, np.clip(0.25 + ratio, 0.0, 1.0), 0.0)
@@ -71,11 +71,15 @@ def quality_weights(
         predicted: quality that each problem's features predict, [n].
         spread: standard deviation of alignments in the run; None before the first scores.
     """
-    own = spread or (float(np.std(alignments[signal])) if signal.any() else 0.0)
-    pull = prior_weight(own)
+    pull = prior_weight(_deviation(alignments, signal, spread))
     sums = strength * alignments + evidence_sum + pull * predicted
     quality = sums / (strength**2 + evidence_weight + pull)
     return np.where(signal, np.clip(0.25 + 0.75 * quality, 0.0, 1.0), 0.0)
+
+
+def _deviation(alignments: Floats, signal: npt.NDArray[np.bool_], spread: float | None) -> float:
+    """The run's spread, or this request's where the run has none yet."""
+    return spread or (float(np.std(alignments[signal])) if signal.any() else 0.0)
 
 
 def prior_weight(spread: float) -> float:
