@@ -71,12 +71,12 @@ def run_grid(settings: GridSettings, console: Console) -> None:
         done = len(cells_of(settings.regimes, settings.methods, settings.seeds)) - len(waiting)
         if done:
             logger.info("%d cells are done already, %d are left.", done, len(waiting))
-        untimed = [method for method in settings.methods if method not in read_timing(settings.output)]
-        if not waiting and not (untimed and settings.recipe.long):
+        untimed = _untimed(settings)
+        if not waiting and not untimed:
             return
         with _pool(settings.workers) as pool, _scorer(settings) as url, _Progress(waiting, settings, console) as bar:
             bases = _bases(pool, settings, waiting)
-            if untimed and settings.recipe.long:
+            if untimed:
                 _take_times(pool, settings, untimed, bases, url)
             for cell, seconds, curve in _played(pool, settings, waiting, bases, url):
                 log.add(Result(cell, settings.recipe.digest(cell), settings.recipe.long, curve))
@@ -95,6 +95,12 @@ def _waiting(settings: GridSettings, results: Sequence[Result]) -> list[Cell]:
         )
     done = {each.cell for each in results if each.long or not settings.recipe.long}
     return [cell for cell in cells if cell not in done]
+
+
+def _untimed(settings: GridSettings) -> list[str]:
+    """Methods that equal seconds are read of, and that no time was taken of."""
+    timing = read_timing(settings.output)
+    return [method for method in settings.methods if method not in timing] if settings.recipe.long else []
 
 
 @contextmanager

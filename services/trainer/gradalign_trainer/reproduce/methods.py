@@ -45,8 +45,8 @@ _WEIGHTED = {
     "validation_decay": 0.7,
 }
 _PROPOSED = {**_WEIGHTED, "proposals": True, "proposal_pool": 512, "proposal_cooldown": 2}
-_EVERYTHING = {"strategy": "random", "select_fraction": 1.0, "batch_problems": 64}
-_TRUSTED_ALONE = {"strategy": "random", "select_fraction": 1.0}
+_UNCHOSEN = {"strategy": "random", "select_fraction": 1.0}
+_EVERYTHING = {**_UNCHOSEN, "batch_problems": 64}
 
 METHODS: Mapping[str, Method] = {
     "random": Method("16 problems an update, at random", {"strategy": "random"}, 260, 15),
@@ -67,10 +67,8 @@ METHODS: Mapping[str, Method] = {
     "full+val": Method(
         "full, and all 48 trusted problems in each update", {**_EVERYTHING, "batch_validation": TRUSTED}, 50, 5
     ),
-    "validation-only": Method("16 of the trusted problems an update", _TRUSTED_ALONE, 260, 15),
-    "validation-all": Method(
-        "all 48 trusted problems an update", {**_TRUSTED_ALONE, "batch_problems": TRUSTED}, 110, 5
-    ),
+    "validation-only": Method("16 of the trusted problems an update", _UNCHOSEN, 260, 15),
+    "validation-all": Method("all 48 trusted problems an update", {**_UNCHOSEN, "batch_problems": TRUSTED}, 110, 5),
     "dapo": Method(
         "64 groups with a signal an update, drawn until full",
         {"strategy": "random", "mode": "dynamic", "batch_problems": 64},

@@ -39,20 +39,23 @@ def updates_headline(readings: Readings) -> str:
 
 def cost_headline(readings: Readings) -> str:
     """`OURS` against the best of all baselines at equal rollouts and equal seconds; empty where nothing was read there."""
-    budgets = [each for each in ("rollouts", "seconds") if any(_ours(readings, regime, each) for regime in REGIMES)]
-    lines = [["regime", "method"]]
-    for budget in budgets:
-        lines[0] += [_title(budget, readings), "less the best of all"]
-    for regime in readings.regimes():
-        rows = {budget: _ours(readings, regime, budget) for budget in budgets}
+    regimes = readings.regimes()
+    read = {
+        budget: {regime: _ours(readings, regime, budget) for regime in regimes} for budget in ("rollouts", "seconds")
+    }
+    columns = {budget: rows for budget, rows in read.items() if any(rows.values())}
+    lines = [
+        ["regime", "method", *(cell for each in columns for cell in (_title(each, readings), "less the best of all"))]
+    ]
+    for regime in regimes:
+        best = {budget: best_of(rows[regime], BASELINES) for budget, rows in columns.items()}
         for method in OURS:
-            if any(method in row for row in rows.values()):
+            if any(method in rows[regime] for rows in columns.values()):
                 lines.append([regime, f"`{method}`"])
-                for budget in budgets:
-                    best = best_of(rows[budget], BASELINES)
-                    own = rows[budget].get(method)
-                    lines[-1] += [_mean(own), _against(rows[budget], method, best)] if own else ["", ""]
-    return _markdown(lines) if len(lines) > 1 else ""
+                for budget, rows in columns.items():
+                    own = rows[regime].get(method)
+                    lines[-1] += [_mean(own), _against(rows[regime], method, best[budget])] if own else ["", ""]
+    return _markdown(lines) if columns else ""
 
 
 def _ours(readings: Readings, regime: str, budget: str) -> dict[str, dict[int, float]]:
