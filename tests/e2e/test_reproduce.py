@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
+import psutil
 import pytest
 import reproduce_slice
+from rawhttp import wait_until
 from reproduce_slice import METHODS, slice_of
 from rich.console import Console
 
@@ -29,22 +29,24 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def start(tmp_path, scorer, models):
-    """Starts the slice in processes of its own, one group of them; the first."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, reproduce_slice.__file__, tmp_path / "grid", scorer.url, models]
-    return lambda: subprocess.Popen(command, env=environment, start_new_session=True)
+def start(tmp_path, models):
+    """Starts the slice in processes of its own, one group of them, and waits for a result; the first of them."""
+
+    def begin(url):
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
+        command = [sys.executable, reproduce_slice.__file__, tmp_path / "grid", url, models]
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        wait_until(lambda: read_results(tmp_path / "grid") or process.poll() is not None, 90)
+        assert process.poll() is None, "the grid ended by itself"
+        return process
+
+    return begin
 
 
 @pytest.mark.slow
 def test_a_grid_that_was_killed_runs_what_is_left_and_reports(start, scorer, models, tmp_path):
     folder = tmp_path / "grid"
-    process = start()
-    deadline = time.monotonic() + 90
-    while not read_results(folder):
-        assert process.poll() is None, "the grid ended by itself"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    process = start(scorer.url)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     kept = (folder / "results.jsonl").read_text()
@@ -78,45 +80,21 @@ def test_a_grid_that_was_killed_runs_what_is_left_and_reports(start, scorer, mod
 
 
 @pytest.mark.slow
-def test_a_grid_that_is_killed_alone_leaves_no_process(models, tmp_path):
+def test_a_grid_that_is_killed_alone_leaves_no_process(start):
     """Its scorer, the store of that and its workers are in no group with it."""
-    folder = tmp_path / "grid"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
-    command = [sys.executable, reproduce_slice.__file__, folder, "", models]
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    deadline = time.monotonic() + 90
-    while not read_results(folder):
-        assert process.poll() is None, "the grid ended by itself"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    family = descendants(process.pid)
+    process = start("")
+    family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) >= 4  # scorer, store, worker, and what multiprocessing keeps beside it
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 30
-    while any(alive(pid) for pid in family):
-        assert time.monotonic() < deadline, "processes are left"
-        time.sleep(0.1)
+    wait_until(lambda: not any(runs(each) for each in family), 30)
 
 
-def alive(pid):
+def runs(process):
     """Whether a process runs; one that nobody has waited for yet does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def descendants(pid):
-    """All processes that came of one."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-    found = [pid]
-    for each in found:
-        found += [child for child, parent in parents.items() if parent == each]
-    return found[1:]
+    with suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def test_a_run_that_sees_nothing_of_its_regime_is_played_once_for_all(models, tmp_path):
