@@ -1,6 +1,8 @@
 # GradAlign: `make demo` and `make test` work on a fresh machine with Python 3.11+ and make.
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
+# auto, cpu, default (CUDA on Linux), cu130, or the URL of an index: deploy/install_torch.py
+TORCH_INDEX ?= auto
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
@@ -18,8 +20,8 @@ $(STAMP): pyproject.toml
 		echo "gradalign needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "==> 1/3 making $(VENV)"
 	@$(PYTHON) -m venv $(VENV) || { echo "python3 has no venv module; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
-	@echo "==> 2/3 installing $(TORCH) (set TORCH=... for another build)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	@echo "==> 2/3 installing $(TORCH) (set TORCH=... for another version, TORCH_INDEX=default for CUDA)"
+	@$(BIN)/python deploy/install_torch.py "$(TORCH_INDEX)" "$(TORCH)" --quiet --disable-pip-version-check
 	@echo "==> 3/3 installing gradalign with the scorer, the trainer and the test tools"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[reasoning]' 2>$(VENV)/reasoning.log || \

@@ -22,6 +22,7 @@ from fastapi import FastAPI
 from gradalign_scorer.context import Context
 from gradalign_scorer.delivery import Deliveries
 from gradalign_scorer.directbody import DirectBodyProtocol
+from gradalign_scorer.hosts import authority, bare
 from gradalign_scorer.settings import Settings, SettingsError
 from gradalign_scorer.tls import ServerTls
 
@@ -137,8 +138,7 @@ def _address(sock: socket.socket, scheme: str) -> str:
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
         return f"unix:{name}"
-    host = f"[{name[0]}]" if sock.family == socket.AF_INET6 else name[0]
-    return f"{scheme}://{host}:{name[1]}"
+    return f"{scheme}://{authority(name[0], name[1])}"
 
 
 @contextmanager
@@ -161,11 +161,12 @@ def bound_sockets(settings: Settings) -> Iterator[list[socket.socket]]:
 
 
 def _bind_tcp(host: str, port: int) -> socket.socket:
-    name = host.strip("[]")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(bare(host), port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:  # :: takes IPv4 too, whatever the machine's default is
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         try:
             sock.bind(address)
         except OSError:
@@ -173,8 +174,8 @@ def _bind_tcp(host: str, port: int) -> socket.socket:
             raise
     except OSError as error:
         raise SettingsError(
-            f"cannot listen on {host}:{port} ({error.strerror or error}); give a free port as GRADALIGN_PORT (--port; 0 "
-            "takes any), and an address of this machine as GRADALIGN_HOST (--host)."
+            f"cannot listen on {authority(host, port)} ({error.strerror or error}); give a free port as GRADALIGN_PORT "
+            "(--port; 0 takes any), and an address of this machine as GRADALIGN_HOST (--host)."
         ) from None
     sock.listen(_BACKLOG)
     return sock

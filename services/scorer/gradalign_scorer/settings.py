@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gradalign import GradAlignError
+from gradalign_scorer.hosts import is_loopback
 
 __all__ = ["Settings", "SettingsError", "load_settings"]
 
@@ -156,14 +156,6 @@ class Settings(BaseSettings):
     def keys_travel_in_clear(self) -> bool:
         """Whether other machines send their keys without TLS."""
         return bool(self.api_key or self.api_key_file) and self.tls_cert is None and not is_loopback(self.host)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _has_place(url: str) -> bool:
