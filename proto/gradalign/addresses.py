@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import httpx
+
 from gradalign.calls import Call, RetryPolicy
 from gradalign.errors import InvalidValue, UnavailableError
 from gradalign.trust import trust_of
@@ -50,12 +52,22 @@ def addresses_of(base_url: str | Sequence[str], ca_file: str | os.PathLike[str] 
 def _taken_apart(url: str) -> tuple[str, str | None]:
     if url.startswith("unix:"):
         return "http://localhost", url.removeprefix("unix:").removeprefix("//")
-    if not url.startswith(("http://", "https://")):
+    if not url.startswith(("http://", "https://")) or not _has_place(url):
         raise InvalidValue(
-            f"the scorer's URL is {url!r}; expected http://host:port, https://host:port or unix:/path/to.sock.",
+            f"the scorer's URL is {url!r}; expected http://host:port, https://host:port or unix:/path/to.sock, with an IPv6 "
+            "address in brackets, as in http://[::1]:8000.",
             param="base_url",
         )
     return url.rstrip("/"), None
+
+
+def _has_place(url: str) -> bool:
+    """Whether a URL names a host, and a port that there can be."""
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    return bool(parts.host) and (parts.port is None or 0 < parts.port < 65536)
 
 
 class Replicas(Generic[T]):

@@ -176,9 +176,16 @@ def test_select_sends_json():
     assert json.loads(scorer.requests[0].content)["problem_ids"] == ["a"]
 
 
-def test_a_wrong_url_is_refused_with_the_forms_that_work():
-    with pytest.raises(InvalidValue, match="unix:/path"):
-        Client("scorer:8000", run_id="r")
+@pytest.mark.parametrize(
+    "url",
+    ["scorer:8000", "http://::1:8000", "http://fe80::1", "http://[::1", "http://[127.0.0.1]:80", "http://", "http://:8000",
+     "http://scorer:port", "http://scorer:70000", "https://::1"],
+)  # fmt: skip
+def test_a_wrong_url_is_refused_with_the_forms_that_work(url):
+    with pytest.raises(InvalidValue, match="unix:/path") as caught:
+        Client(url, run_id="r")
+    assert repr(url) in str(caught.value)
+    assert "http://[::1]:8000" in str(caught.value)
 
 
 def test_the_key_comes_from_the_environment(monkeypatch):

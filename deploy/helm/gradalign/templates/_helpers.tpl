@@ -48,8 +48,3 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- else -}}{{- randAlphaNum 48 | b64enc -}}{{- end -}}
 {{- end -}}
 {{- end -}}
-{{- define "gradalign.container" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-capabilities: {drop: [ALL]}
-{{- end -}}
