@@ -48,3 +48,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- else -}}{{- randAlphaNum 48 | b64enc -}}{{- end -}}
 {{- end -}}
 {{- end -}}
+{{- define "gradalign.host" -}}
+{{- if or (regexMatch "^(127[.].*|::1|::ffff:127[.].*|localhost[.]?)$" (lower .Values.host)) (not (regexMatch "^[0-9A-Za-z.:%_-]+$" .Values.host)) -}}
+{{- fail (printf "host is %q; expected an address that probes and the Service reach, without brackets: 0.0.0.0, or :: for IPv6 and IPv4" .Values.host) -}}
+{{- end -}}
+{{- .Values.host -}}
+{{- end -}}
