@@ -124,6 +124,10 @@ class Stack:
             )
             time.sleep(0.5)
 
+    def image(self):
+        """The scorer's image."""
+        return f"gradalign-scorer:{self.environment['GRADALIGN_TAG']}"
+
     def urls(self):
         """The scorers' addresses."""
         found = [box["NetworkSettings"]["Ports"]["8000/tcp"] for box in self.inspect("scorer")]
@@ -173,6 +177,8 @@ def need_image(service):
 def test_the_stack_keeps_what_it_was_told(stack):
     stack.up(timeout=1800)
     check_it_is_closed(stack)
+    check_it_is_small(stack)
+    check_it_runs_as_any_user(stack)
     tell(stack)
     check_nothing_is_lost(stack)
     check_a_backup_brings_it_back(stack)
@@ -190,6 +196,34 @@ def check_it_is_closed(stack):
     assert stack.compose("exec", "-T", "scorer", "id", "-u").strip() == b"10001"
     for tool in ("gcc", "nvcc"):
         assert stack.compose("exec", "-T", "scorer", "sh", "-c", f"command -v {tool} || true") == b""
+
+
+def check_it_is_small(stack):
+    code = "import importlib.metadata as m, torch; print(torch.version.cuda, *{p.name for p in m.distributions()})"
+    cuda, *names = stack.compose("exec", "-T", "scorer", "python", "-c", code).decode().split()
+    if cuda != "None":
+        print("not checked: PyTorch's index of CPU wheels was not reached, and the default one gave torch with CUDA")
+        return
+    assert [name for name in names if name.startswith(("nvidia", "triton", "cuda"))] == []
+    layers = stack.run("docker", "history", "--human=false", "--format", "{{.Size}} {{.CreatedBy}}", stack.image())
+    copied = [int(line.split()[0]) for line in layers.decode().splitlines() if "COPY" in line]
+    assert sum(copied) < 1.0e9
+
+
+def check_it_runs_as_any_user(stack):
+    """As OpenShift does: a user without a name, of the group 0, on a read-only root."""
+    name = stack.environment["COMPOSE_PROJECT_NAME"]
+    stack.run(
+        "docker", "run", "--detach", "--name", f"{name}-any", "--user", "1234567890:0", "--read-only", "--tmpfs", "/tmp",
+        "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--network", f"{name}_store",
+        "--env", "GRADALIGN_REDIS_URL=redis://redis:6379/0", "--env", "GRADALIGN_API_KEY=of-this-test", stack.image(),
+    )  # fmt: skip
+    try:
+        health = ["docker", "inspect", "--format", "{{.State.Health.Status}}", f"{name}-any"]
+        eventually(lambda: stack.run(*health).strip() == b"healthy" or stack.run("docker", "logs", f"{name}-any"), 180)
+        assert stack.run("docker", "exec", f"{name}-any", "sh", "-c", "id -u; test -w /tmp").strip() == b"1234567890"
+    finally:
+        stack.run("docker", "rm", "--force", f"{name}-any")
 
 
 def tell(stack):

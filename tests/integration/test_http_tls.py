@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from gradalign import AsyncClient, Client, InvalidValue, Unreachable
+from gradalign_scorer.healthcheck import fault
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates with openssl")
 
@@ -67,6 +68,12 @@ def test_the_client_scores_over_tls(secure, authority, run_id, problem_ids, sket
     with Client(secure.url, run_id=run_id, api_key="the-key-of-the-test", ca_file=authority.cert) as client:
         client.refresh_validation(problem_ids, sketches, policy_version=0, projection=projection)
         assert len(client.score(problem_ids, sketches, policy_version=0, projection=projection).problem_ids) == 8
+
+
+def test_the_health_check_of_the_image_speaks_tls(secure, authority):
+    environment = {"GRADALIGN_PORT": secure.url.rpartition(":")[2], "GRADALIGN_TLS_CERT": "scorer.pem"}
+    assert fault(environment) is None
+    assert fault({**environment, "GRADALIGN_TLS_CERT": ""}) is not None
 
 
 def test_so_does_the_async_client_with_the_authority_from_the_environment(secure, authority, monkeypatch):

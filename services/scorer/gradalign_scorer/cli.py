@@ -17,7 +17,7 @@ __all__ = ["ServeCommand"]
 
 _LOG = logging.getLogger(__name__)
 _HELPS = {
-    "host": "address to listen on (127.0.0.1); any other than loopback needs an API key",
+    "host": "address to listen on (127.0.0.1; :: for IPv6 and IPv4); any other than loopback needs an API key",
     "port": "port to listen on (8000); 0 takes a free one",
     "redis_url": "store to use; without one an embedded store is started",
     "api_key": "accepted keys, which may do everything; prefer GRADALIGN_API_KEY, which `ps` does not show",
