@@ -125,7 +125,7 @@ _FAULTS = {
     "404": "No such run, problem, snapshot or route.",
     "409": "The request disagrees with what the run holds.",
     "413": "The body is too large; answered before it is read.",
-    "415": "Neither msgpack nor JSON.",
+    "415": "Neither msgpack nor JSON, or a Content-Encoding.",
     "422": "A wrong length, dimension, value or name.",
     "429": "The queue is full, or too many pages watch runs; see Retry-After.",
     "503": "The store is away, or the scorer is starting or draining; see Retry-After.",
