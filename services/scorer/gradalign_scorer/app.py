@@ -28,6 +28,7 @@ from gradalign import (
     MethodNotAllowed,
     NotFound,
     SketchMatrix,
+    Unavailable,
     UnsupportedMediaType,
     WireError,
     __version__,
@@ -145,12 +146,23 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await context.engine.run(lambda: _warm_up(context.engine.device, context.settings.threads))
     context.warm = True
     _LOG.info("computing on %s", context.engine.device)
+    report = asyncio.create_task(_report_store(context.store))
     try:
         yield
     finally:
+        report.cancel()
         context.draining = True
         await asyncio.gather(_end_engine(context.engine), _end_tracing(context))
         await context.store.close()
+
+
+async def _report_store(store: RunStore) -> None:
+    """Say at the start what /readyz will say; a store that is not there yet may come."""
+    try:
+        for warning in await store.check():
+            _LOG.warning("%s", warning)
+    except Unavailable as error:
+        _LOG.error("not ready: %s", error.message)
 
 
 async def _end_engine(engine: Engine) -> None:

@@ -19,6 +19,7 @@ from gradalign_scorer.gate import OPEN_PATHS
 
 __all__ = [
     "HEALTH",
+    "WARNINGS",
     "ProblemId",
     "RunName",
     "Schema",
@@ -77,6 +78,11 @@ _SCHEMES: Schema = {
         "description": "For browsers, to read: any name, the key as password.",
     },
 }
+WARNINGS: Schema = {
+    "type": "array",
+    "items": {"type": "string"},
+    "description": "What may go wrong with the store some day, and the fix.",
+}
 HEALTH: Schema = {
     "type": "object",
     "required": ["status", "version", "device", "compute", "store", "warm", "draining"],
@@ -86,6 +92,7 @@ HEALTH: Schema = {
         "device": {"type": "string"},
         "compute": {"enum": ["alive", "stuck"]},
         "store": {"type": "string", "description": "`reachable`, or what is wrong."},
+        "warnings": WARNINGS,
         "warm": {"type": "boolean"},
         "draining": {"type": "boolean"},
         "queue_depth": _COUNT,
