@@ -18,11 +18,10 @@ _READING = ["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_searc
 def _prefix() -> list[str]:
     if os.getuid() != 0 or shutil.which("setpriv") is None:
         pytest.skip("only root may become another user, by setpriv")
+    # Its own look-up may end at another interpreter.
+    probe = f"import sys, numba, redis.asyncio; assert sys.version == {sys.version!r}"
     for prefix in (_COMMAND, [*_COMMAND, *_READING]):
-        if (
-            subprocess.run([*prefix, sys.executable, "-c", "import numba"], capture_output=True, check=False).returncode
-            == 0
-        ):
+        if subprocess.run([*prefix, sys.executable, "-c", probe], capture_output=True, check=False).returncode == 0:
             return prefix
     pytest.skip("another user cannot run this interpreter")
 
