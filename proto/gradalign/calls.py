@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import httpx
 
-from gradalign.checks import check_int, check_name
+from gradalign.checks import check_int, check_name, check_text
 from gradalign.codec import JSON, MSGPACK, decode_value, encode_request, encode_value
 from gradalign.errors import (
     GradAlignError,
@@ -263,7 +263,9 @@ class CallBuilder:
 
     def problem(self, problem_id: str) -> Call[ProblemState]:
         """`GET /runs/{run}/problems/{id}`."""
-        return Call("GET", self._path("problems", problem_id), ProblemState.from_map)
+        return Call(
+            "GET", self._path("problems", check_text("problem_id", problem_id, most=256)), ProblemState.from_map
+        )
 
     def rounds(self, after: int, limit: int) -> Call[list[RoundRecord]]:
         """`GET /runs/{run}/rounds`."""
@@ -291,4 +293,10 @@ class CallBuilder:
         return Call(method, self._path(*parts) + query, _nothing)
 
     def _path(self, *parts: str) -> str:
-        return "/".join(["/v1/runs", *(quote(part, safe="") for part in (self.run_id, *parts))])
+        return "/".join(["/v1/runs", *map(_segment, (self.run_id, *parts))])
+
+
+def _segment(part: str) -> str:
+    """One segment of a path; a bare '.' or '..' would be taken for a step to another resource."""
+    quoted = quote(part, safe="")
+    return quoted.replace(".", "%2E") if part in (".", "..") else quoted

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gradalign.errors import InvalidValue
 
@@ -24,6 +25,7 @@ __all__ = [
     "check_number",
     "check_numbers",
     "check_one_of",
+    "check_table",
     "check_text",
     "shown",
 ]
@@ -41,6 +43,10 @@ class _Brief(reprlib.Repr):
             return "{...}"
         parts = [f"{self.repr1(key, level - 1)}: {self.repr1(x[key], level - 1)}" for key in islice(x, self.maxdict)]
         return "{" + ", ".join(parts + ["..."] * (len(x) > self.maxdict)) + "}"
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write integers of thousands of digits.
+        return super().repr_int(x, level) if x.bit_length() < 1024 else f"an integer of {x.bit_length()} bits"
 
 
 _BRIEF = _Brief()
@@ -71,29 +77,96 @@ def check_name(param: str, value: Any) -> str:
 
 
 def check_text(param: str, value: Any, *, most: int) -> str:
-    """A non-empty string of at most `most` characters."""
+    """A non-empty string of at most `most` characters, all of which UTF-8 can write."""
     if not isinstance(value, str) or not 1 <= len(value) <= most:
         raise InvalidValue(f"{param} is {shown(value)}; expected a string of 1 to {most} characters.", param=param)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidValue(
+            f"{param} is {shown(value)}, whose character {error.start} is half of a surrogate pair; expected text that "
+            "UTF-8 can write. Send both halves, or replace it.",
+            param=param,
+        ) from None
     return value
+
+
+def _is_bool(value: Any) -> bool:
+    """Whether it is a truth value, of Python, numpy or torch: all of them pass for 0 or 1."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
 
 
 def check_int(param: str, value: Any, *, low: int = 0, high: int = _MAX_INT) -> int:
     """An integer in [low, high]; booleans are refused."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or not low <= (number := value.__index__()) <= high:
+    try:
+        number = None if _is_bool(value) else value.__index__()
+    except (AttributeError, TypeError, ValueError):  # an array of several, say
+        number = None
+    if number is None or not low <= number <= high:
         raise InvalidValue(f"{param} is {shown(value)}; expected an integer from {low} to {high}.", param=param)
     return int(number)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one real number; text and truth values are none, though `float` takes them."""
+    if isinstance(value, (str, bytes, bytearray)) or _is_bool(value):
+        return False
+    return hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0
 
 
 def check_number(param: str, value: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
     """A finite number in [low, high]."""
     try:
-        number = float(value) if not isinstance(value, (bool, str, bytes)) else math.nan
+        number = float(value) if _is_number(value) else math.nan
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number) or not low <= number <= high:
         bounds = f" from {low:g} to {high:g}" if math.isfinite(low) or math.isfinite(high) else ""
         raise InvalidValue(f"{param} is {shown(value)}; expected a finite number{bounds}.", param=param)
     return number
+
+
+def check_table(param: str, rows: Sequence[Any]) -> npt.NDArray[np.float64]:
+    """A table of numbers, [rows, columns], of rows that are lists or tuples; NaN and Inf are taken.
+
+    Raises:
+        InvalidValue: naming the first place that holds no number, or none of float64, and rows of different lengths.
+    """
+    wide = len(rows[0]) if rows and isinstance(rows[0], (list, tuple)) else 0
+    for i, row in enumerate(rows):
+        if not isinstance(row, (list, tuple)):
+            raise InvalidValue(f"{param}[{i}] is {shown(row)}; expected a list of numbers.", param=param)
+        if not set(map(type, row)) <= {int, float}:
+            _check_row(param, i, row)
+        if len(row) != wide:
+            raise InvalidValue(
+                f"{param}[{i}] holds {len(row)} numbers and {param}[0] {wide}; expected rows of one length.",
+                param=param,
+            )
+    try:
+        return np.array(rows, dtype=np.float64).reshape(len(rows), wide)
+    except OverflowError:
+        i, j = next((i, j) for i, row in enumerate(rows) for j, v in enumerate(row) if _overflows(v))
+        raise InvalidValue(
+            f"{param}[{i}][{j}] is {shown(rows[i][j])}; expected a number within float64, +-1.8e308.", param=param
+        ) from None
+
+
+def _check_row(param: str, i: int, row: Sequence[Any]) -> None:
+    for j, value in enumerate(row):
+        if not _is_number(value):
+            raise InvalidValue(
+                f"{param}[{i}][{j}] is {shown(value)}; expected a number (no string, no true or false, no null).",
+                param=param,
+            )
+
+
+def _overflows(value: Any) -> bool:
+    try:
+        float(value)
+    except OverflowError:
+        return True
+    return False
 
 
 def check_one_of(param: str, value: Any, allowed: Sequence[str]) -> str:
@@ -146,16 +219,14 @@ def check_features(param: str, value: Any, *, count: int) -> list[list[float]]:
     """A matrix of finite numbers [count, 1 to MAX_FEATURES], each within +-1000; numpy, torch or nested lists."""
     wanted = f"{count} rows, one for each of problem_ids, of 1 to {MAX_FEATURES} finite numbers each"
     plain = value.tolist() if hasattr(value, "tolist") else value
-    try:
-        table = np.asarray(plain)
-    except ValueError:
-        table = np.zeros(0)  # rows of different lengths
-    fits = table.ndim == 2 and table.shape[0] == count and 1 <= table.shape[1] <= MAX_FEATURES
-    # numpy takes true among numbers for 1.
-    if not fits or table.dtype.kind not in "fiu" or any(type(each) is bool for row in plain for each in row):
-        shape = f"of shape {list(table.shape)}" if table.ndim == 2 else shown(value)
+    if not isinstance(plain, (list, tuple)):
+        raise InvalidValue(f"{param} is {shown(value)}; expected {wanted}.", param=param)
+    table = check_table(param, plain)
+    if table.shape[0] != count or not 1 <= table.shape[1] <= MAX_FEATURES:
         raise InvalidValue(
-            f"{param} is {shape}; expected {wanted}. Keep the first principal components of wider ones.", param=param
+            f"{param} is of shape {list(table.shape)}; expected {wanted}. Keep the first principal components of "
+            "wider ones.",
+            param=param,
         )
     wrong = np.argwhere(~(np.abs(table) <= LARGEST_FEATURE))
     if wrong.size:
@@ -165,5 +236,5 @@ def check_features(param: str, value: Any, *, count: int) -> list[list[float]]:
             "Scale features to a spread of about 1.",
             param=param,
         )
-    rows: list[list[float]] = table.astype(np.float64).tolist()
+    rows: list[list[float]] = table.tolist()
     return rows

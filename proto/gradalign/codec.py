@@ -32,6 +32,16 @@ _FIRST_FEED = 64 << 10
 _LIMITS = {"max_array_len": 2 * MAX_PROBLEMS, "max_map_len": 64, "max_ext_len": 0}
 _BIN_LENGTH_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 _LONGEST_BIN_PREFIX = 5
+# What compressed bytes begin with; no JSON and no msgpack map begins so.
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"(\xb5/\xfd": "zstd",
+    **dict.fromkeys((b"x\x01", b"x\x5e", b"x\x9c", b"x\xda"), "deflate (zlib)"),
+    b"\x04\x22\x4d\x18": "lz4",
+    b"\xfd7zXZ\x00": "xz",
+    b"BZh": "bzip2",
+}
+_LONGEST_MAGIC = max(map(len, _MAGIC))
 
 Sketched = TypeVar("Sketched", ScoreRequest, RefreshRequest)
 
@@ -66,6 +76,8 @@ def split_body(body: memoryview) -> tuple[Any, memoryview]:
 
 def _split(body: memoryview, arrived: int) -> tuple[Any, memoryview] | None:
     """As `split_body`, of a body of which only the first bytes are there; None where they do not tell yet."""
+    if arrived >= min(_LONGEST_MAGIC, len(body)):
+        _refuse_compressed(body)
     found = _read_header(body, arrived)
     if found is None or (arrived < len(body) and arrived < found[1] + _LONGEST_BIN_PREFIX):
         return None
@@ -90,6 +102,17 @@ def _split(body: memoryview, arrived: int) -> tuple[Any, memoryview] | None:
             "objects and nothing else."
         )
     return header, body[begin:]
+
+
+def _refuse_compressed(body: bytes | memoryview) -> None:
+    """Tell a compressed body from a broken one; the scorer inflates none, whose size nobody could know beforehand."""
+    head = bytes(body[:_LONGEST_MAGIC])
+    for magic, name in _MAGIC.items():
+        if head.startswith(magic):
+            raise MalformedRequest(
+                f"the body begins with 0x{magic.hex()}, as {name} does; expected the bytes of JSON or msgpack as they are. "
+                "Send it uncompressed: float16 sketches save more, and at once."
+            )
 
 
 def _read_header(body: memoryview, arrived: int) -> tuple[Any, int] | None:
@@ -153,12 +176,27 @@ def media_type(content_type: str) -> str:
     return MSGPACK if kind in ("application/x-msgpack", "application/vnd.msgpack") else kind
 
 
+class _Constant(float):
+    """NaN, Infinity or -Infinity, written as such: a number too large for float64 is read as infinite too."""
+
+
 def decode_json(body: bytes | memoryview) -> Any:
-    """A JSON value, or MalformedRequest with the place of the fault."""
+    """A JSON value.
+
+    Raises:
+        MalformedRequest: with the place of the fault.
+        InvalidValue: it holds an integer of thousands of digits.
+    """
+    _refuse_compressed(body)
     try:
-        return json.loads(bytes(body))
-    except (ValueError, RecursionError) as error:
+        return json.loads(bytes(body), parse_constant=_Constant)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedRequest(f"the body is not JSON: {error}.") from None
+    except ValueError:
+        raise InvalidValue(
+            "the body holds an integer of more than 4,300 digits; expected numbers within float64, +-1.8e308.",
+            param="body",
+        ) from None
 
 
 def encode_value(value: Mapping[str, Any], content_type: str) -> bytes:
@@ -188,6 +226,7 @@ def decode_value(body: bytes, content_type: str, *, most_items: int | None = Non
         raise UnsupportedMediaType(
             f"Content-Type is {content_type[:80]!r}; expected {MSGPACK} or {JSON}.", param="Content-Type"
         )
+    _refuse_compressed(body)
     try:
         longest = len(body) if most_items is None else min(most_items, len(body))
         return msgpack.unpackb(body, max_ext_len=0, max_array_len=longest)

@@ -190,7 +190,7 @@ class PayloadTooLarge(RequestError):
 
 
 class UnsupportedMediaType(RequestError):
-    """415: neither msgpack nor JSON."""
+    """415: neither msgpack nor JSON, or compressed."""
 
     status = 415
     type = "unsupported_media_type"

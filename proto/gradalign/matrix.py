@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradalign.checks import check_one_of, shown
+from gradalign.checks import check_one_of, check_table, shown
 from gradalign.errors import InvalidValue
 
 __all__ = ["DTYPES", "ITEMSIZE", "SketchMatrix"]
@@ -55,9 +55,14 @@ class SketchMatrix:
         """The wire's bytes of a numpy array, a torch tensor (any device) or nested lists, [problems, dim].
 
         float16, bfloat16 and float32 go as they are, anything else as float32. A contiguous CPU array is not copied.
+
+        Raises:
+            InvalidValue: not a matrix, or not of numbers.
         """
         if isinstance(sketches, cls):
             return sketches
+        if isinstance(sketches, (list, tuple)) and all(isinstance(row, (list, tuple)) for row in sketches):
+            sketches = check_table("sketches", sketches)
         array, dtype = _from_torch(sketches) if hasattr(sketches, "detach") else _from_numpy(sketches)
         if array.ndim != 2 or 0 in array.shape:
             raise InvalidValue(
@@ -69,6 +74,29 @@ class SketchMatrix:
         flat = memoryview(np.ascontiguousarray(little).data).cast("B")
         return cls(flat, array.shape[0], array.shape[1], dtype)
 
+    @classmethod
+    def of_json(cls, rows: Any) -> SketchMatrix:
+        """Sketches as float32 from rows of JSON, where Infinity and NaN are what a gradient that overflowed holds.
+
+        Raises:
+            InvalidValue: naming the first place that holds no number, or one that float32 cannot hold.
+        """
+        if not isinstance(rows, list):
+            raise InvalidValue(
+                f"the sketches are {shown(rows)}; expected a list of rows of numbers, one for each problem id.",
+                param="sketches",
+            )
+        table = check_table("sketches", rows)
+        # A number beyond float64 is read as infinite; Infinity itself comes as a type of its own.
+        for i, j in np.argwhere(np.isinf(_as_float32(table))):
+            if type(rows[i][j]) in (int, float):
+                raise InvalidValue(
+                    f"sketches[{i}][{j}] is {shown(rows[i][j])}; expected a number within float32, +-3.4e38. Scale all "
+                    "gradients of the run by one factor.",
+                    param="sketches",
+                )
+        return cls.of(table)
+
     def numpy(self) -> npt.NDArray[np.floating]:
         """The rows, [rows, dim]: a view for float16 and float32, a float32 copy for bfloat16."""
         if self.dtype == "bfloat16":
@@ -78,13 +106,21 @@ class SketchMatrix:
         return np.frombuffer(self.data, dtype=kind).reshape(self.rows, self.dim)
 
 
+def _as_float32(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    # What float32 cannot hold becomes infinite, and its row is left out like any that overflowed.
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
+
+
 def _from_numpy(value: Any) -> tuple[npt.NDArray[Any], str]:
     try:
         array = np.asarray(value)
         if array.dtype in (np.float16, np.float32):
             return array, str(array.dtype)
-        return array.astype(np.float32), "float32"
-    except (TypeError, ValueError) as error:
+        if array.dtype.kind not in "fiuO":
+            raise TypeError(f"elements of type {array.dtype}")
+        return _as_float32(array), "float32"
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidValue(
             f"the sketches are {shown(value)} ({error}); expected a numeric array [problems, dim].", param="sketches"
         ) from None
@@ -92,6 +128,8 @@ def _from_numpy(value: Any) -> tuple[npt.NDArray[Any], str]:
 
 def _from_torch(tensor: Any) -> tuple[npt.NDArray[Any], str]:
     dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype == "bool" or tensor.is_complex():
+        raise InvalidValue(f"the sketches are a tensor of {dtype}; expected real numbers.", param="sketches")
     tensor = tensor.detach().cpu().contiguous()
     if dtype == "bfloat16":
         bits = tensor.view(tensor.new_empty(0).half().dtype)

@@ -66,7 +66,7 @@ class _Header:
         if unknown:
             raise InvalidValue(
                 f"unknown key {shown(unknown[0])}; the keys of this request are {', '.join([*known, *also])}.",
-                param=str(unknown[0])[:80],
+                param=shown(unknown[0])[1:-1] if isinstance(unknown[0], str) else shown(unknown[0]),
             )
         missing = [key for key in (*cls.required, *also) if header.get(key) is None]
         if missing:
@@ -151,7 +151,7 @@ class _SketchRequest(_Header):
                 "sketches is missing; expected a list of rows of numbers, one for each problem id.", param="sketches"
             )
         projection = Projection.from_map(values["projection"])
-        return cls(**{**values, "projection": projection, "sketches": SketchMatrix.of(body["sketches"])})
+        return cls(**{**values, "projection": projection, "sketches": SketchMatrix.of_json(body["sketches"])})
 
 
 @dataclass(frozen=True, kw_only=True)

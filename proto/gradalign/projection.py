@@ -51,7 +51,7 @@ class Projection:
         check_int("projection.dim", self.dim, low=1, high=MAX_DIM)
         check_int("projection.seed", self.seed)
         check_name("projection.preconditioner", self.preconditioner)
-        if self.layout != LAYOUT:
+        if isinstance(self.layout, bool) or self.layout != LAYOUT:
             raise InvalidValue(
                 f"projection.layout is {shown(self.layout)}; this version speaks layout {LAYOUT}. "
                 "Bring the trainer's and the scorer's gradalign to the same version.",
@@ -85,7 +85,7 @@ class Projection:
     def from_map(cls, value: Any) -> Projection:
         """Read the wire's map; a wrong key, value or id raises InvalidValue."""
         if not isinstance(value, Mapping) or set(value) != _KEYS:
-            given = sorted(map(str, value)) if isinstance(value, Mapping) else shown(value)
+            given = shown(sorted(map(str, value)), 300) if isinstance(value, Mapping) else shown(value)
             raise InvalidValue(
                 f"projection has {given}; expected a map with exactly the keys {sorted(_KEYS)}.", param="projection"
             )

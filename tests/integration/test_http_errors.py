@@ -1,13 +1,16 @@
 """Every refusal of the wire, sent to a real server: status, type and message; nothing stored; the next request works."""
 
+import asyncio
+import gzip
 import json
 import struct
 
 import msgpack
 import numpy as np
 import pytest
+from rawhttp import read_reply
 
-from gradalign import Client, RefreshRequest, ScoreRequest, SketchMatrix
+from gradalign import AsyncClient, Client, RefreshRequest, ScoreRequest, SketchMatrix
 from gradalign.codec import encode_request
 from gradalign.projection import Projection
 
@@ -359,6 +362,29 @@ class TestNotFound:
         check(reply, 405, "method_not_allowed", "POST")
         assert reply.headers["Allow"] == "POST"
 
+    @pytest.mark.parametrize(
+        ("method", "path", "allow"),
+        [
+            ("PUT", "/score", "POST"),
+            ("HEAD", "/score", "POST"),
+            ("POST", "/readyz", "GET, HEAD"),
+            ("PATCH", "/", "GET, HEAD"),
+            ("POST", "/runs", "GET, HEAD"),
+            ("POST", "/runs/r", "DELETE, GET, HEAD"),
+            ("PUT", "/v1/runs/r", "DELETE, GET, HEAD"),
+            ("DELETE", "/runs/r/problems/a/b", "GET, HEAD"),
+            ("GET", "/runs/r/snapshots/s", "POST"),
+            ("GET", "/v1/runs/r/snapshots/s/restore", "POST"),
+            ("POST", "/openapi.json", "GET, HEAD"),
+        ],
+    )
+    def test_a_method_that_a_path_does_not_take_is_told_which_it_does(self, http, method, path, allow):
+        reply = http.request(method, path)
+        assert reply.status_code == 405
+        assert ", ".join(sorted(reply.headers["Allow"].split(", "))) == allow
+        if method != "HEAD":
+            check(reply, 405, "method_not_allowed", f"{method} {path}; this path takes {reply.headers['Allow']}")
+
 
 class TestConflict:
     """409: the request disagrees with what the run holds."""
@@ -470,3 +496,201 @@ def test_refusals_name_their_request(http, run_id, problem_ids, projection):
     )
     reply = http.post("/refresh_validation", content=b"".join(encode_request(request)), headers=MSGPACK)
     assert check(reply, 422, "invalid_value")["request_id"] == "abc"
+
+
+CODINGS = ["gzip", "x-gzip", "deflate", "br", "zstd", "GZIP", "gzip, identity", "identity, br", "nonsense"]
+
+
+@pytest.mark.parametrize("path", ["/score", "/v1/refresh_validation", "/select"])
+def test_a_content_encoding_is_refused_before_the_body(scorer, stored, path):
+    before = stored()
+    for coding in CODINGS:
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Encoding: {coding}\r\n"
+        with scorer.connect() as raw:  # of whose body nothing is sent
+            raw.sendall(f"{head}Content-Length: 1000\r\n\r\n".encode())
+            status, headers, body = read_reply(raw)
+        assert (status, headers["accept-encoding"], headers["connection"]) == (415, "identity", "close")
+        error = json.loads(body)["error"]
+        assert (error["type"], error["param"]) == ("unsupported_media_type", "Content-Encoding")
+        assert f"Content-Encoding is {coding!r}" in error["message"]
+        assert "uncompressed" in error["message"]
+    assert stored() == before
+
+
+@pytest.mark.parametrize("coding", ["identity", "Identity", "", "identity , identity"])
+def test_identity_is_no_coding(run, http, coding):
+    body = {"run_id": run.run_id, "policy_version": 5, "count": 1}
+    assert http.post("/select", json=body, headers={"Content-Encoding": coding}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/score", "/refresh_validation", "/select"])
+@pytest.mark.parametrize("kind", ["application/json", "application/msgpack"])
+def test_a_body_that_was_compressed_without_a_word_is_told_so(http, stored, path, kind):
+    before = stored()
+    reply = http.post(path, content=gzip.compress(b"{}" * 500), headers={"Content-Type": kind})
+    check(reply, 400, "malformed", "0x1f8b, as gzip does", "uncompressed")
+    assert stored() == before
+
+
+# What JSON can write and no cell, column or setting can hold.
+NO_NUMBERS = ["1e999", "-1e999", "9" * 400, "9" * 5000, '"1.5"', "true", "[]", "{}"]
+NO_COUNTS = [*NO_NUMBERS, "1.5", str(2**53), str(2**63), str(2**64), "-1"]
+
+
+class TestJsonValues:
+    """Whatever a JSON body holds where a number or an id belongs, it is a 422 that says where."""
+
+    def refuse(self, http, stored, path, good, changes, texts):
+        before = stored()
+        for text in texts:
+            for name, change in changes.items():
+                for accept in ("application/json", "application/msgpack"):
+                    content = json.dumps({**good, **change}).replace('"@"', text)
+                    reply = http.post(path, content=content, headers={**JSON, "Accept": accept})
+                    assert reply.status_code == 422, (name, text, reply.text)
+                error = http.post(path, content=content, headers=JSON).json()["error"]
+                assert error["param"] in (name, name.split("[")[0], "body"), (name, text)
+                assert name in error["message"] or error["param"] == "body", (name, text)
+        assert stored() == before
+
+    def good(self, run, problem_ids, projection, sketches):
+        return header(run.run_id, problem_ids, projection, dtype=..., sketches=sketches.tolist())
+
+    def test_cells(self, run, http, stored, problem_ids, projection, sketches):
+        rows = sketches.tolist()
+        changes = {
+            "sketches[3][1]": {"sketches": [*rows[:3], [rows[3][0], "@", *rows[3][2:]], *rows[4:]]},
+            "features[3][1]": {"features": [*[[0.5, 1.0]] * 3, [0.5, "@"], *[[0.5, 1.0]] * 4]},
+            "dots[3]": {"dots": [0, 0, 0, "@", 0, 0, 0, 0], "dots_version": 1},
+        }
+        for name in ("norms", "pass_rates", "rollouts", "tokens"):
+            changes[f"{name}[3]"] = {name: [0, 0, 0, "@", 0, 0, 0, 0]}
+        good = self.good(run, problem_ids, projection, sketches)
+        self.refuse(http, stored, "/score", good, changes, [*NO_NUMBERS, "null"])
+
+    def test_settings(self, run, http, stored, problem_ids, projection, sketches):
+        good = {**self.good(run, problem_ids, projection, sketches), "dots": [0] * 8, "dots_version": 1}
+        changes = {name: {name: "@"} for name in ("policy_version", "epoch", "select", "dots_version")}
+        self.refuse(http, stored, "/score", good, changes, NO_COUNTS)
+        for name in ("dim", "seed", "layout"):
+            changes = {f"projection.{name}": {"projection": {**projection.to_map(), name: "@"}}}
+            self.refuse(http, stored, "/score", good, changes, NO_COUNTS)
+
+    def test_settings_of_refresh_and_select(self, run, http, stored, problem_ids, projection, sketches):
+        good = self.good(run, problem_ids, projection, sketches)
+        self.refuse(http, stored, "/refresh_validation", good, {"decay": {"decay": "@"}}, [*NO_NUMBERS, "1.5"])
+        select = {"run_id": run.run_id, "policy_version": 5, "count": 1}
+        counts = {name: {name: "@"} for name in ("policy_version", "count", "cooldown", "seed", "epoch")}
+        self.refuse(http, stored, "/select", select, counts, NO_COUNTS)
+        numbers = {name: {name: "@"} for name in ("half_life", "exploration")}
+        self.refuse(http, stored, "/select", select, numbers, [*NO_NUMBERS, "-1"])
+
+    @pytest.mark.parametrize("path", ["/score", "/refresh_validation", "/select"])
+    def test_half_of_a_surrogate_pair_in_any_text(self, run, http, stored, problem_ids, projection, sketches, path):
+        good = self.good(run, problem_ids, projection, sketches)
+        good = {"run_id": run.run_id, "policy_version": 5, "count": 1} if path == "/select" else good
+        places = [{"problem_ids": ["@", *problem_ids[1:]]}, {"run_id": "@"}, {"request_id": "@"}, {"@": 1}]
+        places += [{"strategy": "@"}, {"aggregation": "@"}, {"projection": "@"}, {"projection": {"@": 1}}]
+        before = stored()
+        for place in places:
+            for text in ("\\ud800", "a\\udfff"):
+                content = json.dumps({**good, **place}).replace("@", text)
+                for accept in ("application/json", "application/msgpack"):
+                    reply = http.post(path, content=content, headers={**JSON, "Accept": accept})
+                    assert reply.status_code == 422, (place, reply.text)
+        assert stored() == before
+
+    def test_ext_types_and_other_keys_of_msgpack(self, run, http, stored, problem_ids, projection, sketches):
+        good, before = header(run.run_id, problem_ids, projection), stored()
+        for value in (msgpack.ExtType(5, b""), msgpack.ExtType(5, b"x"), msgpack.Timestamp(1), {1: 2}, {b"a": 1}, b"r"):
+            for name in (*good, "norms", "tokens", "request_id", "strategy"):
+                body = packed({**good, name: value}, sketches.tobytes())
+                assert http.post("/score", content=body, headers=MSGPACK).status_code in (400, 422), (name, value)
+        for key in (1, b"a", (1,), True):
+            body = packed({**good, key: 1}, sketches.tobytes())
+            assert http.post("/score", content=body, headers=MSGPACK).status_code in (400, 422), key
+        assert stored() == before
+
+    def test_ids_and_names_in_paths(self, run, http, stored):
+        before = stored()
+        for name in ("%ED%A0%80", "%FF", "%00", "a%0Ab", "%2E%2E%2F", "x" * 300, "%F0%9F%98%80"):
+            for path in (f"/runs/{name}", f"/runs/{run.run_id}/problems/{name}"):
+                assert http.get(path).status_code in (404, 422), path
+            for path in (f"/runs/{name}/snapshots/s", f"/runs/{run.run_id}/snapshots/{name}"):
+                assert http.post(path).status_code in (404, 422), path
+        assert stored() == before
+
+
+def test_every_path_that_is_read_answers_head_as_get_without_its_body(scorer, run):
+    with scorer.http() as http:
+        paths = [path for path, methods in http.get("/openapi.json").json()["paths"].items() if "get" in methods]
+    paths = [path.format(run=run.run_id, problem_id="p0") for path in paths]
+    assert len(paths) > 8
+    wired = [f"/v1{path}" for path in paths if path.startswith("/runs")]
+    for path in (*paths, *wired, "/", "/docs", "/openapi.json", "/assets/api.js", "/runs/nobody"):
+        with scorer.connect() as raw:  # with two requests, to see where the first reply ends
+            raw.sendall(f"HEAD {path} HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            received = b""
+            while b"alive" not in received:
+                received += raw.recv(1 << 16)
+        head, _, rest = received.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 404" if path == "/runs/nobody" else b"HTTP/1.1 200"), path
+        assert rest.startswith(b"HTTP/1.1 200"), (path, rest[:80])
+        if not path.endswith("/events"):
+            with scorer.http() as http:
+                assert dict(http.head(path).headers).keys() == dict(http.get(path).headers).keys()
+
+
+IDS = [
+    ".",
+    "..",
+    "...",
+    "a/b",
+    "/",
+    "//",
+    "../..",
+    "a/../b",
+    "?",
+    "a?b=c",
+    "#",
+    "%",
+    "%2E%2E",
+    "%2F",
+    " ",
+    "é",
+    "題",
+    "\n",
+    ";",
+]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_client_reaches_problems_runs_and_snapshots_of_any_name(scorer, projection, asynchronous):
+    sketches = np.random.default_rng(0).standard_normal((len(IDS), projection.dim)).astype(np.float16)
+
+    async def ask(run_id, name):
+        async with AsyncClient(scorer.url, run_id=run_id, retries=0) as client:
+            await client.refresh_validation(IDS, sketches, policy_version=0, projection=projection)
+            await client.score(IDS, sketches, policy_version=0, projection=projection)
+            found = [(await client.problem(each)).problem_id for each in IDS]
+            await client.snapshot(name)
+            await client.restore(name)
+            state = await client.run()
+            await client.delete_run()
+            return found, state.run_id, [each.run_id for each in await client.runs()]
+
+    def ask_blocking(run_id, name):
+        with Client(scorer.url, run_id=run_id, retries=0) as client:
+            client.refresh_validation(IDS, sketches, policy_version=0, projection=projection)
+            client.score(IDS, sketches, policy_version=0, projection=projection)
+            found = [client.problem(each).problem_id for each in IDS]
+            client.snapshot(name)
+            client.restore(name)
+            state = client.run()
+            client.delete_run()
+            return found, state.run_id, [each.run_id for each in client.runs()]
+
+    for name in (".", ".."):
+        found, run_id, left = asyncio.run(ask(name, name)) if asynchronous else ask_blocking(name, name)
+        assert (found, run_id) == (IDS, name)
+        assert name not in left

@@ -168,6 +168,33 @@ def test_paths_quote_problem_ids():
     assert scorer.requests[0].url.raw_path == b"/v1/runs/r/problems/a%2Fb%20c%3F"
 
 
+@pytest.mark.parametrize(
+    ("name", "path"), [(".", b"%2E"), ("..", b"%2E%2E"), ("...", b"..."), ("a..b", b"a..b"), ("-", b"-")]
+)
+def test_names_of_dots_are_no_steps_to_another_resource(name, path):
+    run = {"run_id": "r", "policy_version": 0, "problems": 0}
+    scorer = Scorer(*[ok(run)] * 5)
+    with Client("http://s/behind", run_id=name, transport=httpx.MockTransport(scorer)) as client:
+        client.snapshot(name)
+        client.restore(name)
+        client.delete_run()
+    runs = b"/behind/v1/runs/" + path
+    snapshot = runs + b"/snapshots/" + path
+    assert [r.url.raw_path for r in scorer.requests] == [snapshot, snapshot + b"/restore", runs]
+
+
+@pytest.mark.parametrize("problem_id", ["", "x" * 257, "\ud800", 5, None])
+def test_what_is_no_problem_id_never_leaves(problem_id):
+    scorer = Scorer()
+    with (
+        Client("http://s", run_id="r", transport=httpx.MockTransport(scorer)) as client,
+        pytest.raises(InvalidValue) as caught,
+    ):
+        client.problem(problem_id)
+    assert caught.value.param == "problem_id"
+    assert scorer.requests == []
+
+
 def test_select_sends_json():
     selection = {"run_id": "r", "policy_version": 2, "selected": ["a"], "priorities": [None], "explored": ["a"]}
     scorer = Scorer(ok(selection))

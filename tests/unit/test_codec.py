@@ -1,13 +1,26 @@
 """The bytes of the wire: faults are named, and the bin is viewed in place."""
 
+import bz2
+import gzip
 import json
+import lzma
+import zlib
 
 import msgpack
 import numpy as np
 import pytest
 
 from gradalign import InvalidValue, MalformedRequest, Projection, ScoreRequest, SketchMatrix, UnsupportedMediaType
-from gradalign.codec import JSON, MAX_HEADER_BYTES, MSGPACK, decode_request, decode_value, encode_request, split_body
+from gradalign.codec import (
+    JSON,
+    MAX_HEADER_BYTES,
+    MSGPACK,
+    decode_arriving,
+    decode_request,
+    decode_value,
+    encode_request,
+    split_body,
+)
 
 PROJECTION = Projection(dim=8, seed=0, parameters="ab" * 32)
 
@@ -115,3 +128,17 @@ def test_other_content_types_are_unsupported():
 def test_bad_json_is_malformed(text):
     with pytest.raises(MalformedRequest):
         decode_value(text, JSON)
+
+
+@pytest.mark.parametrize(
+    "compress", [gzip.compress, zlib.compress, bz2.compress, lzma.compress, lambda _: b"(\xb5/\xfd rest"]
+)
+@pytest.mark.parametrize("kind", [JSON, MSGPACK])
+def test_compressed_bodies_are_told_from_broken_ones(compress, kind):
+    body = compress(b"".join(bytes(part) for part in encode_request(request())))
+    for decode in (lambda: decode_request(ScoreRequest, kind, memoryview(body)), lambda: decode_value(body, kind)):
+        with pytest.raises(MalformedRequest, match=r"as (gzip|deflate|bzip2|xz|zstd).* does; .*uncompressed"):
+            decode()
+    if kind == MSGPACK:
+        with pytest.raises(MalformedRequest, match="uncompressed"):
+            decode_arriving(ScoreRequest, memoryview(body), 10)

@@ -1,10 +1,13 @@
 """Requests refuse wrong values by name, on either side of the wire."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from gradalign import InvalidValue, Projection, RefreshRequest, ScoreRequest, SelectRequest, SketchMatrix
+from gradalign.codec import JSON, decode_request
 from gradalign.messages import MAX_PROBLEMS
 
 PROJECTION = Projection(dim=8, seed=0, parameters="ab" * 32)
@@ -114,5 +117,110 @@ def test_matrix_does_not_copy_a_contiguous_array():
 
 @pytest.mark.parametrize("rows", [np.ones(4), np.ones((0, 4)), [[1.0], [1.0, 2.0]], ["a"], np.ones((1, 2, 3))])
 def test_matrix_refuses_what_is_not_rows_of_numbers(rows):
+    with pytest.raises(InvalidValue, match="expected"):
+        SketchMatrix.of(rows)
+
+
+HUGE = 10**400
+NARROW = Projection(dim=4, seed=0, parameters="ab" * 32)
+
+
+def json_body(**changes):
+    body = {**score().header(), "projection": NARROW.to_map(), "sketches": [[1, 2.5, 0, 0], [0, 0, 1, 1]], **changes}
+    return json.dumps({key: value for key, value in body.items() if key != "dtype"})
+
+
+@pytest.mark.parametrize(
+    ("cell", "says"),
+    [
+        ("1.5", "'1.5'"),
+        (True, "True"),
+        (False, "False"),
+        (None, "None"),
+        ([1.0], "[1.0]"),
+        ({}, "{}"),
+        (HUGE, "an integer of 1329 bits"),
+        (-HUGE, "an integer of 1329 bits"),
+        (1e39, "1e+39"),
+        (10**39, "1000000"),
+    ],
+)
+def test_what_is_no_number_of_a_json_sketch_is_refused_by_its_place(cell, says):
+    body = json_body(sketches=[[1, 2.5, 0, 0], [0, 0, cell, 1]])
+    with pytest.raises(InvalidValue) as caught:
+        decode_request(ScoreRequest, JSON, body.encode())
+    assert caught.value.param == "sketches"
+    assert f"sketches[1][2] is {says}" in caught.value.message
+
+
+@pytest.mark.parametrize("literal", ["1e999", "-1e999"])
+def test_a_json_number_beyond_float64_is_refused_and_infinity_is_what_it_says(literal):
+    body = json_body().replace("2.5", literal)
+    with pytest.raises(InvalidValue, match=r"sketches\[0\]\[1\] is -?inf; expected a number within float32"):
+        decode_request(ScoreRequest, JSON, body.encode())
+    for constant in ("Infinity", "-Infinity", "NaN"):  # as Python writes a gradient that overflowed
+        rows = decode_request(ScoreRequest, JSON, json_body().replace("2.5", constant).encode()).sketches.numpy()
+        assert np.isfinite(rows).tolist() == [[True, False, True, True], [True] * 4]
+
+
+def test_an_integer_of_thousands_of_digits_is_an_invalid_value():
+    body = json_body().replace("2.5", "9" * 5000)
+    with pytest.raises(InvalidValue, match=r"4,300 digits; expected numbers within float64"):
+        decode_request(ScoreRequest, JSON, body.encode())
+
+
+@pytest.mark.parametrize("rows", ["ab", {"a": 1}, None, 5, [1, 2], ["ab"], [], [[]], [[1, 2], [1]], [[[1]]]])
+def test_what_are_no_rows_of_a_json_sketch_is_refused(rows):
+    with pytest.raises(InvalidValue, match="expected") as caught:
+        decode_request(ScoreRequest, JSON, json_body(sketches=rows).encode())
+    assert caught.value.param == "sketches"
+
+
+@pytest.mark.parametrize("value", ["1.5", True, None, HUGE, [1], {}, np.True_, torch.tensor(True)])
+@pytest.mark.parametrize("name", ["norms", "dots", "pass_rates", "rollouts", "tokens"])
+def test_what_is_no_number_of_a_column_is_refused_by_its_place(name, value):
+    more = {"dots_version": 1} if name == "dots" else {}
+    with pytest.raises(InvalidValue) as caught:
+        score(**{name: [0, value]}, **more)
+    assert caught.value.param == f"{name}[1]"
+
+
+@pytest.mark.parametrize("value", ["1", True, None, HUGE, [1], np.True_])
+def test_what_is_no_number_of_features_is_refused_by_its_place(value):
+    with pytest.raises(InvalidValue, match=r"features\[1\]\[0\] is ") as caught:
+        score(features=[[0.5], [value]])
+    assert caught.value.param == "features"
+
+
+@pytest.mark.parametrize("value", ["1", True, HUGE, 2**63, 2**64, 1.0, -1, [1], np.True_, np.zeros(2)])
+@pytest.mark.parametrize("name", ["policy_version", "select", "epoch", "dots_version"])
+def test_what_is_no_count_is_refused_by_name(name, value):
+    more = {"dots": [0.0, 0.0]} if name == "dots_version" else {}
+    with pytest.raises(InvalidValue) as caught:
+        score(**{name: value}, **more)
+    assert caught.value.param == name
+
+
+@pytest.mark.parametrize("layout", [True, 2, "1"])
+def test_a_layout_that_is_not_the_number_is_refused(layout):
+    with pytest.raises(InvalidValue) as caught:
+        Projection(dim=4, seed=0, parameters="ab" * 32, layout=layout)
+    assert caught.value.param == "projection.layout"
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfffb"])
+def test_text_that_utf8_cannot_write_is_refused_with_its_place(text):
+    with pytest.raises(InvalidValue, match="half of a surrogate pair") as caught:
+        score(problem_ids=["a", text])
+    assert caught.value.param == "problem_ids[1]"
+    with pytest.raises(InvalidValue) as caught:
+        ScoreRequest.from_json({**score().header(), text: 1, "sketches": []})
+    caught.value.to_wire()["error"]["param"].encode()
+
+
+@pytest.mark.parametrize(
+    "rows", [np.ones((2, 4), bool), np.ones((2, 4), "U1"), np.ones((2, 4), complex), torch.ones(2, 4) > 0]
+)
+def test_matrix_refuses_arrays_of_what_is_not_a_real_number(rows):
     with pytest.raises(InvalidValue, match="expected"):
         SketchMatrix.of(rows)

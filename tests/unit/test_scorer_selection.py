@@ -46,6 +46,13 @@ class TestShrinkage:
         assert np.isnan(values[[0, 3]]).all()
         assert values[[1, 2]] == pytest.approx([0.3, 0.3])
 
+    @pytest.mark.parametrize("largest", [1e308, 1.7e308])
+    def test_the_largest_numbers_are_no_unknown_ones(self, largest):
+        stored = scores([largest, largest, -largest, np.nan, largest], versions=[0.0, 8.0, 16.0, 0.0, 16.0])
+        values = shrunken(stored, 16, 16.0)
+        assert np.isfinite(values).tolist() == [True, True, True, False, True]
+        assert values[[0, 2, 4]] == pytest.approx([0.75 * largest, -largest, largest])
+
     def test_a_score_of_a_later_version_counts_in_full(self):
         """As after a restored snapshot."""
         assert shrunken(scores([1.0, 0.0], versions=30.0), 10, 16.0).tolist() == [1.0, 0.0]

@@ -164,3 +164,12 @@ def test_a_variable_that_looks_like_a_setting_is_not_passed_over(monkeypatch, na
 def test_other_variables_are_left_alone(monkeypatch, name):
     monkeypatch.setenv(name, "1")
     assert load_settings().port == 8000
+
+
+def test_a_user_without_a_home_has_no_default_folder_and_no_fault(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert load_settings({"redis_url": "redis://h"}).data_dir is None

@@ -270,3 +270,23 @@ def test_the_client_does_not_import_torch():
     code = "import sys, gradalign; print('torch' in sys.modules, 'numba' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["False", "False"]
+
+
+def test_kernels_that_find_no_folder_for_their_cache_are_compiled_without():
+    """Where numba has no locator at all: as for a user who may write nowhere."""
+    script = """
+from numba.core import caching
+class Nowhere(caching._CacheLocator):
+    @classmethod
+    def from_function(cls, *_): return None
+for impl in (caching.CacheImpl, caching.CodeLibraryCacheImpl, caching.CompileResultCacheImpl):
+    impl._locator_classes = [Nowhere]
+import numpy as np
+from gradalign.sketch import compiled, kernels
+assert compiled.available()
+buckets = np.zeros(4, np.int64)
+one = np.zeros(1, np.uint32), np.ones(1, np.float32)
+assert kernels.fixed(np.full((1, 1), 2.0), one, one, buckets, 1.0) == 2.0
+assert buckets.tolist() == [2, 0, 0, 0]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -6,6 +6,7 @@ takes about ten times as long.
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -23,17 +24,24 @@ Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 _ELEMENTS_PER_THREAD = 1 << 14
 
 
+_LOG = logging.getLogger(__name__)
+
+
 @cache
 def _kernels() -> ModuleType | None:
     try:
         from gradalign.sketch import kernels
-    except ImportError:
+    except Exception as error:  # of any kind: a numba that cannot be used is as good as none
+        if not isinstance(error, ModuleNotFoundError):
+            _LOG.warning(
+                "sketching by torch, which takes about ten times as long: numba cannot be used here (%s)", error
+            )
         return None
     return kernels
 
 
 def available() -> bool:
-    """Whether numba is installed."""
+    """Whether numba is installed, and can be used."""
     return _kernels() is not None
 
 

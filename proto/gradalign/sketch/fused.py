@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import logging
+import os
+import shutil
+import tempfile
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -10,18 +16,41 @@ from torch import Tensor
 
 from gradalign.sketch.tables import HashTable
 
-__all__ = ["add_matrices", "available"]
+__all__ = ["add_matrices", "available", "ensure_cache"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+_LOG = logging.getLogger(__name__)
 
 
 @cache
 def _kernels() -> ModuleType | None:
     try:
+        ensure_cache()
         from gradalign.sketch import triton_kernels
-    except ImportError:
+    except Exception as error:  # of any kind: a triton that cannot be used is as good as none
+        if not isinstance(error, ModuleNotFoundError):
+            _LOG.warning("sketching by torch, through large temporaries: triton cannot be used here (%s)", error)
         return None
     return triton_kernels
+
+
+def ensure_cache() -> None:
+    """Give triton a folder of this process's own where its cache cannot be written: it compiles nothing without one."""
+    given = os.environ.get("TRITON_CACHE_DIR")
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
+    folder = Path(given) if given else Path(home) / ".triton/cache"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        own = tempfile.mkdtemp(prefix="gradalign-triton-")
+        atexit.register(shutil.rmtree, own, ignore_errors=True)
+        os.environ["TRITON_CACHE_DIR"] = own
+        _LOG.info(
+            "triton compiles into %s, as %s cannot be written; TRITON_CACHE_DIR names another folder", own, folder
+        )
 
 
 def available(buckets: Tensor, values: Tensor) -> bool:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeAlias
 
@@ -14,10 +16,35 @@ from gradalign.sketch.team import openmp
 
 __all__ = ["fixed", "share", "team_of"]
 
+_LOG = logging.getLogger(__name__)
+
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Kernel: TypeAlias = Callable[..., Any]
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def _compiled(fastmath: set[str] | None = None) -> Callable[[Kernel], Kernel]:
+    """`njit`, with what it compiles kept on disk where numba finds a folder for that: it needs one that can be written."""
+
+    def compiled(function: Kernel) -> Kernel:
+        try:
+            kernel: Kernel = njit(nogil=True, cache=True, fastmath=fastmath or False)(function)
+        except (RuntimeError, OSError, KeyError):
+            _note_uncached()
+            kernel = njit(nogil=True, fastmath=fastmath or False)(function)
+        return kernel
+
+    return compiled
+
+
+@cache  # once
+def _note_uncached() -> None:
+    _LOG.info(
+        "this process compiles the sketch anew, some seconds, as neither the package's folder nor a cache of this user can "
+        "be written; NUMBA_CACHE_DIR names another folder"
+    )
+
+
+@_compiled({"reassoc", "contract"})
 def _products(values: Array, against: Array) -> tuple[float, float]:
     dot = norm = values[0] * 0
     for col in range(values.shape[0]):
@@ -26,7 +53,7 @@ def _products(values: Array, against: Array) -> tuple[float, float]:
     return dot, norm
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"})
+@_compiled({"contract"})
 def _absorb(
     matrix: Array,
     first: int,
@@ -62,7 +89,7 @@ def _absorb(
                 found[1] += norm
 
 
-@njit(nogil=True, cache=True)
+@_compiled()
 def share(
     me: int,
     team: int,
@@ -110,7 +137,7 @@ def share(
             _absorb(matrices[0], first, last, rows, cols, spare[me], others, spare_found[me])
 
 
-@njit(nogil=True, cache=True)
+@_compiled()
 def fixed(matrix: Array, rows: tuple[Array, Array], cols: tuple[Array, Array], buckets: Array, scale: float) -> float:
     """Add a matrix [R, C] to int64 buckets [dim], each element times `scale` and rounded; its absolute sum."""
     dim, bulk = buckets.shape[0], 0.0

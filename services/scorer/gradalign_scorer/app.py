@@ -22,7 +22,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from gradalign import InvalidValue, MalformedRequest, MethodNotAllowed, NotFound, SketchMatrix, WireError, __version__
+from gradalign import (
+    InvalidValue,
+    MalformedRequest,
+    MethodNotAllowed,
+    NotFound,
+    SketchMatrix,
+    Unavailable,
+    UnsupportedMediaType,
+    WireError,
+    __version__,
+)
 from gradalign.errors import error_from_wire
 from gradalign_scorer.admission import Admission
 from gradalign_scorer.alignment import SketchRows, products
@@ -35,7 +45,7 @@ from gradalign_scorer.keyring import KeyRing
 from gradalign_scorer.metrics import Metrics, RequestCounter
 from gradalign_scorer.negotiation import error_response
 from gradalign_scorer.requestlog import RequestLog, notes_of
-from gradalign_scorer.routes import OPERATIONS, WIRE
+from gradalign_scorer.routes import OPERATIONS, WIRE, allowed_methods
 from gradalign_scorer.runfigures import RunFigures
 from gradalign_scorer.schemas import completed
 from gradalign_scorer.service import Service
@@ -136,12 +146,23 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await context.engine.run(lambda: _warm_up(context.engine.device, context.settings.threads))
     context.warm = True
     _LOG.info("computing on %s", context.engine.device)
+    report = asyncio.create_task(_report_store(context.store))
     try:
         yield
     finally:
+        report.cancel()
         context.draining = True
         await asyncio.gather(_end_engine(context.engine), _end_tracing(context))
         await context.store.close()
+
+
+async def _report_store(store: RunStore) -> None:
+    """Say at the start what /readyz will say; a store that is not there yet may come."""
+    try:
+        for warning in await store.check():
+            _LOG.warning("%s", warning)
+    except Unavailable as error:
+        _LOG.error("not ready: %s", error.message)
 
 
 async def _end_engine(engine: Engine) -> None:
@@ -180,9 +201,10 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 
 def _wire_error(request: Request, error: Exception) -> tuple[WireError, Mapping[str, str]]:
     if isinstance(error, WireError):
-        return error, {}
+        coded = isinstance(error, UnsupportedMediaType) and error.param == "Content-Encoding"
+        return error, {"Accept-Encoding": "identity"} if coded else {}  # as RFC 9110 asks, 15.5.16
     if isinstance(error, HTTPException):
-        return _of_framework(request, error), error.headers or {}
+        return _of_framework(request, error)
     if isinstance(error, RequestValidationError):
         return InvalidValue(f"the request is not valid: {_first_fault(error)}."), {}
     if isinstance(error, ClientDisconnect):
@@ -193,14 +215,15 @@ def _wire_error(request: Request, error: Exception) -> tuple[WireError, Mapping[
     ), {}
 
 
-def _of_framework(request: Request, error: HTTPException) -> WireError:
-    place = f"{request.method} {request.url.path[:200]}"
+def _of_framework(request: Request, error: HTTPException) -> tuple[WireError, Mapping[str, str]]:
+    path, headers = request.url.path, error.headers or {}
+    place = f"{request.method} {path[:200]}"
     if error.status_code == 404:
-        return NotFound(f"there is no route {place}; GET /docs lists the routes.")
+        return NotFound(f"there is no route {place}; GET /docs lists the routes."), headers
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        return MethodNotAllowed(f"there is no route {place}; this path takes {allowed}.")
-    return error_from_wire(error.status_code, {"error": {"message": f"{place}: {error.detail}"}})
+        allowed = ", ".join(allowed_methods(path)) or headers.get("Allow", "GET, HEAD")
+        return MethodNotAllowed(f"there is no route {place}; this path takes {allowed}."), {"Allow": allowed}
+    return error_from_wire(error.status_code, {"error": {"message": f"{place}: {error.detail}"}}), headers
 
 
 def _first_fault(error: RequestValidationError) -> str:

@@ -142,6 +142,7 @@ class BodyReader:
     @asynccontextmanager
     async def _admitted(self, request: Request, parsed: bool) -> AsyncIterator[Body]:
         kind = _kind(request)
+        _check_coding(request)
         bulk = kind == MSGPACK and not parsed
         declared = _declared_length(request)
         if declared is not None and declared > self._limit(bulk):
@@ -250,6 +251,16 @@ def _kind(request: Request) -> str:
             f"Content-Type is {given[:80]!r}; expected {MSGPACK} or {JSON}.", param="Content-Type"
         )
     return kind
+
+
+def _check_coding(request: Request) -> None:
+    given = ", ".join(request.headers.getlist("Content-Encoding"))
+    if not {part.strip().lower() for part in given.split(",")} <= {"", "identity"}:
+        raise UnsupportedMediaType(
+            f"Content-Encoding is {given[:80]!r}; expected the body as it is. Send it uncompressed and without that header: "
+            "float16 sketches save more, and at once.",
+            param="Content-Encoding",
+        )
 
 
 def _declared_length(request: Request) -> int | None:

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from gradalign_scorer.docstrings import attribute_texts
 from gradalign_scorer.logs import configure_logging
-from gradalign_scorer.settings import Settings, load_settings
+from gradalign_scorer.settings import Settings, SettingsError, load_settings
 
 __all__ = ["ServeCommand"]
 
@@ -94,5 +94,10 @@ def _store_url(settings: Settings) -> Iterator[str]:
         return
     from gradalign_scorer.store import EmbeddedServer
 
+    if settings.data_dir is None:
+        raise SettingsError(
+            "the embedded store has no folder, since this user has no home (no HOME, no entry in the passwd file); give one "
+            "that it may write to as GRADALIGN_DATA_DIR (--data-dir), or a server as GRADALIGN_REDIS_URL (--redis-url)."
+        )
     with EmbeddedServer(settings.data_dir) as server:
         yield server.url

@@ -121,7 +121,7 @@ class RunFigures:
             return self._reachable
 
     async def _read(self) -> None:
-        await self._store.ping()
+        await self._store.check()
         if not self._most:
             return
         oldest = time.time() - _IDLE_SECONDS

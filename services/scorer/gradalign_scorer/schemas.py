@@ -19,6 +19,7 @@ from gradalign_scorer.gate import OPEN_PATHS
 
 __all__ = [
     "HEALTH",
+    "WARNINGS",
     "ProblemId",
     "RunName",
     "Schema",
@@ -77,6 +78,11 @@ _SCHEMES: Schema = {
         "description": "For browsers, to read: any name, the key as password.",
     },
 }
+WARNINGS: Schema = {
+    "type": "array",
+    "items": {"type": "string"},
+    "description": "What may go wrong with the store some day, and the fix.",
+}
 HEALTH: Schema = {
     "type": "object",
     "required": ["status", "version", "device", "compute", "store", "warm", "draining"],
@@ -86,6 +92,7 @@ HEALTH: Schema = {
         "device": {"type": "string"},
         "compute": {"enum": ["alive", "stuck"]},
         "store": {"type": "string", "description": "`reachable`, or what is wrong."},
+        "warnings": WARNINGS,
         "warm": {"type": "boolean"},
         "draining": {"type": "boolean"},
         "queue_depth": _COUNT,
@@ -125,7 +132,7 @@ _FAULTS = {
     "404": "No such run, problem, snapshot or route.",
     "409": "The request disagrees with what the run holds.",
     "413": "The body is too large; answered before it is read.",
-    "415": "Neither msgpack nor JSON.",
+    "415": "Neither msgpack nor JSON, or a Content-Encoding.",
     "422": "A wrong length, dimension, value or name.",
     "429": "The queue is full, or too many pages watch runs; see Retry-After.",
     "503": "The store is away, or the scorer is starting or draining; see Retry-After.",

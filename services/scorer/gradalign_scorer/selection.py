@@ -71,9 +71,14 @@ def shrunken(scores: StoredScores, policy_version: int, half_life: float) -> Flo
     A score made at an older policy says less about the present one, so it moves towards the mean of all that are known.
     """
     known = np.isfinite(scores.priorities)
-    mean = float(scores.priorities[known].mean()) if known.any() else 0.0
     staleness = np.maximum(policy_version - scores.policy_versions, 0)
-    return mean + (scores.priorities - mean) * np.exp2(-staleness / half_life)
+    kept = np.exp2(-staleness / half_life)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = float(scores.priorities[known].mean()) if known.any() else 0.0
+        if not math.isfinite(mean):  # their sum is beyond float64, as of norms of 1e308
+            mean = float((scores.priorities[known] / known.sum()).sum())
+        values = mean + (scores.priorities - mean) * kept
+    return np.where(np.isfinite(values) | ~known, values, mean * (1 - kept) + scores.priorities * kept)
 
 
 def pick(scores: StoredScores, rule: PickRule) -> Picks:

@@ -16,11 +16,12 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from gradalign import GradAlignError
 from gradalign_scorer.hosts import is_loopback
 
-__all__ = ["Settings", "SettingsError", "load_settings"]
+__all__ = ["QUOTING", "Settings", "SettingsError", "load_settings"]
 
 PREFIX = "GRADALIGN_"
 MIB = 1 << 20
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+QUOTING = "In a password write % # / ? [ ] as %25 %23 %2F %3F %5B %5D; all other ASCII characters stand as they are."
 _KEY = re.compile(r"[!-~]{1,512}")
 _HIDDEN = ("api_key", "redis_url")  # messages do not quote them: a URL may hold a password
 
@@ -29,9 +30,13 @@ class SettingsError(GradAlignError):
     """A setting cannot be used; the message names it and the fix."""
 
 
-def _default_data_dir() -> Path:
-    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share"
-    return Path(base) / "gradalign"
+def _default_data_dir() -> Path | None:
+    given = os.environ.get("XDG_DATA_HOME")
+    try:
+        base = Path(given) if given else Path.home() / ".local/share"
+    except RuntimeError:  # no HOME, and a user id without an entry in the passwd file, as in many a container
+        return None
+    return base / "gradalign"
 
 
 class Settings(BaseSettings):
@@ -42,7 +47,7 @@ class Settings(BaseSettings):
         port: to listen on; 0 takes a free one.
         uds: also listen on this Unix socket, which only this user can reach.
         redis_url: store to use; None starts an embedded one.
-        data_dir: where the embedded store keeps its data.
+        data_dir: where the embedded store keeps its data; to be given where the user has no home.
         device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda` or `cuda:N`.
         api_key: accepted keys, separated by commas in the environment; they may do everything.
         api_key_file: more accepted keys, each with what it may do; read again when it changes. With no key at all
@@ -76,7 +81,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     uds: Path | None = None
     redis_url: str | None = Field(default=None, repr=False)
-    data_dir: Path = Field(default_factory=_default_data_dir)
+    data_dir: Path | None = Field(default_factory=_default_data_dir)
     device: str = "auto"
     api_key: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     api_key_file: Path | None = None
@@ -123,7 +128,7 @@ class Settings(BaseSettings):
         if not (isinstance(value, str) and value.startswith(_REDIS_SCHEMES) and _has_place(value)):
             raise ValueError(
                 f"expected a URL that begins with {', '.join(_REDIS_SCHEMES)}, as in redis://user:password@host:6379/0 "
-                "(quote '/', '@' and ':' in a password by %2F, %40, %3A) or unix:///path/to.sock"
+                f"or unix:///path/to.sock. {QUOTING.rstrip('.')}"
             )
         return value
 
@@ -162,6 +167,8 @@ def _has_place(url: str) -> bool:
     """Whether a Redis URL can be taken apart into a place and, where it has one, the number of a database."""
     try:
         parts = urlsplit(url)
+        if parts.fragment or "@" in parts.query:  # of a password with a bare '#' or '?'
+            return False
         database = parts.path.strip("/")
         return bool(parts.path) if parts.scheme == "unix" else parts.port != 0 and (not database or database.isdigit())
     except ValueError:

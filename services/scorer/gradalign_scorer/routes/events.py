@@ -37,5 +37,7 @@ async def watch(request: Request, run: RunName) -> Response:
     known = Place.parse(given) if given else None
     newest = await context.streams.newest(name)
     context.streams.check()
+    if request.method == "HEAD":  # whose reply ends with its headers
+        return Response(headers=_HEADERS, media_type="text/event-stream")
     events = context.streams.events(name, known or newest, lambda: context.draining)
     return StreamingResponse(events, media_type="text/event-stream", headers=_HEADERS)

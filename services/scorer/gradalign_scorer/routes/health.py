@@ -13,7 +13,7 @@ from gradalign import Unavailable, __version__
 from gradalign_scorer.access import access_of
 from gradalign_scorer.context import Context, context_of
 from gradalign_scorer.negotiation import response
-from gradalign_scorer.schemas import HEALTH, Schema, operation
+from gradalign_scorer.schemas import HEALTH, WARNINGS, Schema, operation
 from gradalign_scorer.vitals import exposition
 
 __all__ = ["router"]
@@ -33,23 +33,27 @@ async def livez(request: Request) -> Response:
     return response(request.scope, {"status": "alive"})
 
 
-@router.get("/readyz", openapi_extra=operation(_status("ready")), response_model=None)
+_READY: Schema = _status("ready")
+_READY["properties"]["warnings"] = WARNINGS
+
+
+@router.get("/readyz", openapi_extra=operation(_READY), response_model=None)
 async def readyz(request: Request) -> Response:
-    """Whether to send requests here: the store is reachable, the engine warm, and no shutdown under way."""
+    """Whether to send requests here: the store can hold runs, the engine is warm, and no shutdown is under way."""
     context = context_of(request)
     if context.draining:
         raise Unavailable("this scorer is shutting down; send requests to another.")
     if not context.warm:
         raise Unavailable("this scorer is starting; wait for it.")
-    await context.store.ping()
-    return response(request.scope, {"status": "ready"})
+    warnings = await context.store.check()
+    return response(request.scope, {"status": "ready", **({"warnings": warnings} if warnings else {})})
 
 
 @router.get("/health", openapi_extra=operation(HEALTH), response_model=None)
 async def health(request: Request) -> Response:
     """The scorer's own account of itself; always 200 while it can answer."""
     context = context_of(request)
-    store = await _store_state(context)
+    store, warnings = await _store_state(context)
     alive = await context.engine.alive()
     good = alive and store == "reachable" and context.warm and not context.draining
     return response(
@@ -65,16 +69,16 @@ async def health(request: Request) -> Response:
             "queue_depth": context.engine.depth,
             "admitted_requests": context.admission.requests,
             "uptime_seconds": time.monotonic() - context.started_at,
+            **({"warnings": warnings} if warnings else {}),
         },
     )
 
 
-async def _store_state(context: Context) -> str:
+async def _store_state(context: Context) -> tuple[str, tuple[str, ...]]:
     try:
-        await context.store.ping()
+        return "reachable", await context.store.check()
     except Unavailable as error:
-        return error.message
-    return "reachable"
+        return error.message, ()
 
 
 @router.get("/metrics", openapi_extra=operation({"type": "string"}, media_type="text/plain"), response_model=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from fastapi import APIRouter
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,6 +21,21 @@ from gradalign_scorer.schemas import ProblemId, RunName, integer_query, listing,
 __all__ = ["router"]
 
 router = APIRouter(tags=["runs"])
+
+
+class _AnyText(Convertor[str]):
+    """The rest of a path, line breaks too, which the framework's `path` leaves out."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("text", _AnyText())
 
 _MOST = 1000
 _LONGEST_CURSOR = 2048  # an id of 256 characters of four bytes, and a number, in base64
@@ -84,7 +100,7 @@ async def outline_problems(request: Request, run: RunName) -> Response:
     return response(request.scope, outline.to_map())
 
 
-@router.get("/runs/{run}/problems/{problem_id:path}", openapi_extra=operation(ProblemState), response_model=None)
+@router.get("/runs/{run}/problems/{problem_id:text}", openapi_extra=operation(ProblemState), response_model=None)
 async def show_problem(request: Request, run: RunName, problem_id: ProblemId) -> Response:
     """One problem with its history; quote its id."""
     name = run_parameter(request, run)

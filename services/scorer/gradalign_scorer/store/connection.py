@@ -19,6 +19,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gradalign import Unavailable
+from gradalign_scorer.settings import QUOTING
+from gradalign_scorer.store.serverstate import ACL_USER, OLD_SERVER, server_state
 
 __all__ = ["REPLY_SECONDS", "Connection", "Tally"]
 
@@ -26,6 +28,8 @@ CONNECT_SECONDS = 2.0
 REPLY_SECONDS = 10.0
 MAX_CONNECTIONS = 64
 _RETRIES = 3
+_FAULT_SECONDS = 10.0
+"""What somebody has to mend is not mended sooner."""
 
 # A script's parts, in order, and its flags. A shebang makes the server refuse the whole script up front where it is full,
 # read-only or unable to persist, instead of failing behind the first write.
@@ -110,6 +114,7 @@ class Connection:
         self.client = _client(url, patient, reply_seconds)
         self._once = _client(url, Retry(NoBackoff(), 0), reply_seconds)
         self._scripts = {name: self.client.register_script(source) for name, source in _sources().items()}
+        self._loaded = False
 
     async def run(self, name: str, keys: Sequence[str], arguments: Sequence[Any], *, repeatable: bool) -> list[Any]:
         """Run a script; its reply is a list whose first element is a status word."""
@@ -139,6 +144,26 @@ class Connection:
         except Unavailable:
             self.tally.failures += 1
             raise
+
+    async def check(self, seconds: float) -> tuple[str, ...]:
+        """Find out whether the server can hold the store; what may go wrong with it some day.
+
+        Args:
+            seconds: longest wait.
+
+        Raises:
+            Unavailable: it does not answer, or cannot hold the store, and why.
+        """
+        async with self.guarded(seconds):
+            state = await server_state(self.client)
+            if state.fault is not None:
+                raise Unavailable(state.fault, retry_after=_FAULT_SECONDS)
+            if not self._loaded:
+                for script in self._scripts.values():
+                    await self.client.script_load(script.script)
+                self._loaded = True
+            await self.client.ping()
+        return state.warnings
 
     async def close(self) -> None:
         """Close both pools."""
@@ -175,12 +200,18 @@ def _store_errors() -> Iterator[None]:
 
 
 def _absence(error: Exception) -> str:
+    words = str(error)
+    if _LOGIN_UNASKED in words:
+        return f"the store asks for no password ({error}); leave it out of GRADALIGN_REDIS_URL."
     # A refused login on a fresh connection comes as a plain ConnectionError with the server's words.
-    if isinstance(error, AuthenticationError) or any(words in str(error) for words in _LOGIN_REFUSED):
+    if isinstance(error, AuthenticationError) or any(each in words for each in _LOGIN_REFUSED):
         return (
             f"the store refuses the scorer ({error}); give user and password in GRADALIGN_REDIS_URL, as in "
-            "redis://user:password@host:6379/0."
+            f"redis://user:password@host:6379/0. {QUOTING}"
         )
+    for each, advice in _LOGIN_ADVICE.items():
+        if each in words:
+            return f"the store refuses the scorer ({error}). {advice}"
     return (
         f"the store does not answer ({type(error).__name__}: {error}). Nothing is lost that was acknowledged; retry, and "
         "check GRADALIGN_REDIS_URL and the server behind it."
@@ -188,15 +219,36 @@ def _absence(error: Exception) -> str:
 
 
 _LOGIN_REFUSED = ("Authentication required", "username-password pair")
+_LOGIN_UNASKED = "called without any password configured"
+_NOT_SINGLE = "It is a Redis Cluster, where a run lives on one node: point GRADALIGN_REDIS_URL at a single server."
+_NOT_ALLOWED = f"Let its user do what the store needs, as by `{ACL_USER}`."
+_LOGIN_ADVICE = {
+    "protected mode": "Give it a password, or let it listen on an address that this machine alone reaches.",
+    "invalid DB index": "It has fewer databases: end GRADALIGN_REDIS_URL in /0.",
+    "DB index is out of range": "It has fewer databases: end GRADALIGN_REDIS_URL in /0.",
+    "max number of clients": "Raise its maxclients, or close other clients.",
+    "no permissions": _NOT_ALLOWED,
+}
 _ADVICE = {
     "OOM": "It is full: raise its maxmemory, or DELETE runs that are over.",
     "MISCONF": "It cannot persist to disk: free space on its volume.",
     "READONLY": "It is a read-only replica: point GRADALIGN_REDIS_URL at the primary.",
-    "MOVED": "It is a Redis Cluster, where a run lives on one node: point GRADALIGN_REDIS_URL at a single server.",
-    "NOPERM": "Let its user run EVALSHA and every command on keys that begin with gradalign:.",
+    "MASTERDOWN": "It is a replica that lost its primary: point GRADALIGN_REDIS_URL at the primary.",
+    "NOREPLICAS": "It has fewer replicas than its min-replicas-to-write: bring them back, or lower that.",
+    "MOVED": _NOT_SINGLE,
+    "ASK": _NOT_SINGLE,
+    "CROSSSLOT": _NOT_SINGLE,
+    "CLUSTERDOWN": "It is in cluster mode and serves no key: GET /readyz says what to do.",
+    "NOPERM": _NOT_ALLOWED,
+    "BUSY": "A script of another of its clients has run for too long: end it by SCRIPT KILL.",
+    "WRONGTYPE": "Another program wrote a key that begins with gradalign:, so give the scorer a server of its own.",
 }
 
 
 def _advice(error: ResponseError) -> str:
+    if any(words in str(error) for words in ("compiling script", "unknown command", "unknown subcommand")):
+        return OLD_SERVER
+    if "no permissions" in str(error):  # within a script it has another code
+        return _NOT_ALLOWED
     code = getattr(error, "status_code", None) or str(error).split(" ")[0]
     return _ADVICE.get(code, "Nothing of this request was stored; retry.")

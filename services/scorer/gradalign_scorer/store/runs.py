@@ -88,6 +88,14 @@ class RunStore:
         async with self._connection.guarded(_PING_SECONDS):
             await self._redis.ping()
 
+    async def check(self) -> tuple[str, ...]:
+        """Return within two seconds with what may go wrong with the server some day, in words.
+
+        Raises:
+            Unavailable: the server is away, or cannot hold the store, and what to do about it.
+        """
+        return await self._connection.check(_PING_SECONDS)
+
     async def load_run(self, run_id: str) -> RunRecord | None:
         """The run's fields; None for a run never seen."""
         async with self._connection.guarded():
