@@ -196,7 +196,8 @@ class CallBuilder:
         self.epoch = None if epoch is None else check_int("epoch", epoch)
 
     def _common(self, request_id: str | None) -> dict[str, Any]:
-        return {"run_id": self.run_id, "epoch": self.epoch, "request_id": request_id or uuid.uuid4().hex}
+        given = uuid.uuid4().hex if request_id is None else request_id
+        return {"run_id": self.run_id, "epoch": self.epoch, "request_id": given}
 
     def _sketches(
         self, problem_ids: Sequence[str], sketches: Any, policy_version: int, projection: Projection

@@ -157,6 +157,7 @@ def test_a_scorer_that_never_was_there_costs_no_round(play, caplog):
     caplog.set_level(logging.WARNING)
     result, _ = play("http://127.0.0.1:9", scorer_retries=0)
     assert result.fallbacks == 2
+    assert result.reasons.told() == "2 rounds chose at random (2: the scorer was away)"
     assert "Round 2 chooses at random: the scorer at http://127.0.0.1:9 is away (2 such choices so far)." in caplog.text
     assert "has no curriculum snapshot" in caplog.text
 
@@ -173,6 +174,7 @@ def test_a_store_that_forgot_the_run_gets_a_new_validation_gradient(scorer, play
     assert "The validation gradient will be refreshed" in caplog.text
     assert result.fallbacks == 1
     assert [report.figures["fallback"] for report in seen.reports[1:]] == [0, 1, 0]
+    assert dict(result.reasons) == {"unfit": 1}
 
 
 def test_validation_problems_without_a_signal_do_not_stop_the_run(scorer, play, data, caplog):
@@ -183,6 +185,8 @@ def test_validation_problems_without_a_signal_do_not_stop_the_run(scorer, play, 
 
     result, _ = play(scorer.url, rounds=1, data=replace(data, reward=reward))
     assert result.fallbacks == 1
+    assert result.reasons.told() == "1 round chose at random (1: no validation problem had a signal)"
+    assert "Round 1 chooses at random: no validation problem had a signal (1 such choice so far)." in caplog.text
     assert "None of the 8 validation problems has a signal at policy version 0" in caplog.text
 
 

@@ -195,6 +195,8 @@ def test_training_goes_on_while_the_scorer_is_dead_and_takes_it_back(play, start
     trainer.train()
     assert logged(trainer, "gradalign/fallback") == [0, 1, 1, 1, 0, 0]
     assert logged(trainer, "gradalign/fallbacks")[-1] == 3
+    assert logged(trainer, "gradalign/fallbacks_away")[-1] == 3
+    assert "3 batches went on as plain GRPO (3: the scorer was away)." in caplog.text
     assert caplog.text.count("is away (score). Training goes on without it") == 1
     assert "is back after 3 batches" in caplog.text
 

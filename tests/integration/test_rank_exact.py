@@ -1,11 +1,13 @@
 """`gradalign rank --exact` against a computation of our own: whole gradients by plain autograd, by the reference's rule."""
 
+import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from responsefiles import read_jsonl, responses, save_files
+from responsefiles import read_jsonl, responses, save_files, write_list
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from gradalign.cli import main
@@ -24,6 +26,8 @@ class Oracle:
     def __init__(self, folder):
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        self.padding = next((token for token in ids if token is not None), None)
 
     def entries(self, records):
         rewards = {}
@@ -42,8 +46,9 @@ class Oracle:
         for _, ids, start, advantage in batch:
             logits = self.model(torch.tensor([ids])).logits[0].double()
             logp = torch.log_softmax(logits[:-1], -1)[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
-            total = total - advantage * logp[start - 1 :].sum()
-            tokens += len(ids) - start
+            counted = torch.tensor([token != self.padding for token in ids[start:]])
+            total = total - advantage * logp[start - 1 :][counted].sum()
+            tokens += int(counted.sum())
         return total / tokens
 
     def gradient(self, entries, mini_batch, ranks=1, offset=0):
@@ -123,3 +128,29 @@ def test_exact_learnalign_takes_the_candidates_own_pooled_gradient(files, scorer
     train = responses(GROUPS, SAMPLES, seed=3)
     expected = Oracle(files / "model").similarities(train, train, 4)
     assert {r["group_id"]: r["similarity"] for r in read_jsonl(tmp_path / "s")} == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("padding", "ends"), [("<pad>", True), (None, True), ("<pad>", False)])
+def test_a_padding_token_of_id_0_is_the_padding_token(files, scorer, tmp_path, padding, ends):
+    """Where the padding token is 0, end tokens are terms of the loss; where there is none, they stand for padding."""
+    folder = tmp_path / "files"
+    shutil.copytree(files, folder)
+    place = folder / "model/tokenizer_config.json"
+    settings = json.loads(place.read_text()) | {"pad_token": padding}
+    place.write_text(json.dumps(settings))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "model")
+    assert tokenizer.pad_token_id == (0 if padding else None)
+    assert tokenizer.eos_token_id
+    end, parts = tokenizer.eos_token if ends else "", {}
+    for name, groups, seed in (("train", GROUPS, 3), ("val", 4, 8)):
+        records = responses(groups, SAMPLES, seed=seed)
+        parts[name] = [{**record, "response": f"{record['response']}<pad>{end}"} for record in records]
+        write_list(folder / f"{name}.json", parts[name])
+    assert rank(folder, scorer, tmp_path / "s.jsonl", "--exact", "--mini-batch", "4") == 0
+    found = {record["group_id"]: record["similarity"] for record in read_jsonl(tmp_path / "s.jsonl")}
+    oracle = Oracle(folder / "model")
+    expected = oracle.similarities(parts["train"], parts["val"], 4)
+    assert found == pytest.approx(expected, abs=1e-6)
+    oracle.padding = tokenizer.eos_token_id if padding else None
+    other = oracle.similarities(parts["train"], parts["val"], 4)
+    assert max(abs(other[group] - expected[group]) for group in expected) > 1e-3

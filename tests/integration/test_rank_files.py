@@ -67,6 +67,26 @@ def test_json_lists_jsonl_and_parquet_give_the_same(files, scorer, tmp_path):
     )
 
 
+def test_a_group_called_0_0_is_group_0(files, scorer, tmp_path):
+    records = responses(GROUPS, SAMPLES, seed=3)
+    write_jsonl(files / "floats.jsonl", [{**record, "group_id": float(record["group_id"])} for record in records])
+    for name in ("train.json", "floats.jsonl"):
+        assert main(command(files, scorer.url, tmp_path / name, *validated(files), train=name)) == 0
+    assert (tmp_path / "floats.jsonl").read_text() == (tmp_path / "train.json").read_text()
+
+
+def test_problems_that_stand_there_twice_are_dropped_where_asked(files, scorer, tmp_path, capfd):
+    write_jsonl(files / "twice.jsonl", problems(GROUPS) * 3)
+    chosen = ("--select", "3", "--problems", str(files / "twice.jsonl"))
+    assert main(command(files, scorer.url, tmp_path / "s.jsonl", *validated(files), *chosen)) == 1
+    assert "extra_info.index 0 again; the first is at" in (refused := capfd.readouterr().err)
+    assert "--duplicates drop" in " ".join(refused.split())
+    flags = (*chosen, "--duplicates", "drop")
+    assert main(command(files, scorer.url, tmp_path / "s.jsonl", *validated(files), *flags)) == 0
+    assert "dropped 20 of 30 problems" in " ".join(capfd.readouterr().err.split())
+    assert len(read_jsonl(tmp_path / "selected/train.jsonl")) == 3
+
+
 def test_bad_records_are_named_and_counted_and_the_rest_is_ranked(files, scorer, tmp_path, capfd):
     records = responses(GROUPS, SAMPLES, seed=3)
     lines = write_jsonl(tmp_path / "ok.jsonl", records).read_text().splitlines()

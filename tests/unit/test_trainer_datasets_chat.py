@@ -1,5 +1,7 @@
 """Chats rendered with a tokenizer's template, and left as joined text where there is none."""
 
+import json
+
 import pytest
 
 from gradalign_trainer.datasets import DataError, render_prompts
@@ -56,3 +58,27 @@ def test_the_beginning_token_does_not_come_twice(tokenizer):
     prompt = render_prompts([CHAT], tokenizer)[0].prompt
     assert prompt == "<user>2+3=<assistant>"
     assert tokenizer(prompt).input_ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_the_template_is_given_every_key_and_the_tools_of_the_record(tokenizer):
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message.name }}:{{ message.content }};{{ message.tool_calls }}{% endfor %}"
+        "{% for tool in tools or [] %}[{{ tool.function.name }}]{% endfor %}{{ mode }}"
+    )
+    messages = [
+        {"role": "user", "name": "ann", "content": "2+3="},
+        {
+            "role": "assistant",
+            "name": "bot",
+            "content": "",
+            "tool_calls": [{"function": {"name": "add", "arguments": {}}}],
+        },
+    ]
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    settings = {"mode": "quick", "tokenize": True}
+    extra = {"messages": messages, "tools": tools, "chat_template_kwargs": settings}
+    (problem,) = render_prompts([Problem("c", "x", "5", extra=extra)], tokenizer)
+    assert problem.prompt.startswith("ann:2+3=;bot:;[{'function': {'name': 'add'")
+    assert problem.prompt.endswith("[add]quick")
+    as_text = {**extra, "tools": json.dumps(tools), "chat_template_kwargs": json.dumps(settings)}
+    assert render_prompts([Problem("c", "x", "5", extra=as_text)], tokenizer)[0].prompt == problem.prompt

@@ -112,6 +112,50 @@ def test_repeated_content_is_refused(tmp_path):
     assert f"the same content as {tmp_path}/a.jsonl:1." in str(error)
 
 
+def dapo(name):
+    """A record as DAPO-Math-17k has it."""
+    return {
+        "data_source": "math_dapo",
+        "prompt": [{"role": "user", "content": f"Solve {name}."}],
+        "ability": "MATH",
+        "reward_model": {"ground_truth": "34", "style": "rule-lighteval/MATH_v2"},
+        "extra_info": {"index": f"9a9b6eb4-{name}"},
+    }
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_duplicates_may_be_dropped_and_are_said_and_counted(tmp_path, form, caplog):
+    records = [dapo(name) for _ in range(100) for name in "abc"]
+    path = tmp_path / f"dapo.{form}"
+    jsonl(path, *records) if form == "jsonl" else parquet.write_table(pa.Table.from_pylist(records), path)
+    refused = error_of(str(path))
+    assert len(refused.bad) == 297
+    assert 'To keep the first of each, say duplicates = "drop"' in str(refused)
+    assert 'duplicates = "drop"' in str(error_of({"path": str(path), "bad_records": "skip"}))
+    loaded = load_problems({"path": str(path), "duplicates": "drop"})
+    assert [problem.problem_id for problem in loaded.problems] == [f"math_dapo/9a9b6eb4-{name}" for name in "abc"]
+    assert loaded.dropped == 297
+    assert f"{path}: dropped 297 of 300 problems, which repeat an earlier one: {path}" in caplog.text
+    assert len(load_problems({"path": str(path), "duplicates": "drop", "limit": 2}).problems) == 2
+
+
+def test_of_one_id_the_first_is_kept_within_a_source_and_over_several(tmp_path, caplog):
+    path = jsonl(tmp_path / "a.jsonl", row(1), row(2), row(1, prompt="other"), {"prompt": "p", "answer": "a"})
+    loaded = load_problems({"path": path, "duplicates": "drop"})
+    assert [problem.prompt for problem in loaded.problems] == ["1+1=", "2+1=", "p"]
+    assert loaded.dropped == 1
+    assert f"dropped 1 of 4 problems, which repeat an earlier one: {path}:3." in caplog.text
+    other = jsonl(tmp_path / "b.jsonl", row(2), row(3), {"prompt": "p", "answer": "a"})
+    both = [{"path": path, "duplicates": "drop"}, {"path": other, "duplicates": "drop"}]
+    assert len(load_problems(both).problems) == 4
+    assert f"{other}:1: problem_id 'p2'" in str(error_of([both[0], other]))  # the second source does not say so
+
+
+def test_colliding_indices_of_different_problems_are_no_duplicates(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", verl(0, "a?"), verl(0, "b?"), verl(0, "a?"))
+    assert len(ids({"path": path, "duplicates": "drop"})) == 2
+
+
 def test_a_folder_is_read_shard_by_shard_and_a_glob_as_matched(tmp_path):
     for name, number in (("b.jsonl", 2), ("a.jsonl", 1), ("c.ndjson", 3), ("notes.txt", 4)):
         jsonl(tmp_path / name, row(number))

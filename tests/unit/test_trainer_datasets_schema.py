@@ -1,7 +1,9 @@
 """Records to problems: our form and verl's, chats, ids, and what is said of records that fit neither."""
 
 import hashlib
+from decimal import Decimal
 
+import numpy as np
 import pytest
 
 from gradalign_trainer.datasets import BadRecord, content_id
@@ -39,13 +41,19 @@ def test_our_form_whole():
     assert problem.extra == {"level": 3, "a": 1}
 
 
-@pytest.mark.parametrize(("answer", "text"), [(5, "5"), (2.5, "2.5"), ("", ""), ("x", "x")])
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [(5, "5"), (2.5, "2.5"), ("", ""), ("x", "x"), (5.0, "5"), (0.00001, "0.00001"), (1e22, "1" + "0" * 22), (-0.0, "0"),
+     (Decimal("5.00"), "5"), (np.float32(5), "5"), (np.int64(5), "5"), (10**30, "1" + "0" * 30), ("5.0", "5.0")],
+)  # fmt: skip
 def test_answers_may_be_numbers_and_empty(answer, text):
     assert problem_of({"prompt": "p", "answer": answer}).answer == text
 
 
 def test_an_id_may_be_called_id_and_be_a_number():
-    assert problem_of({"id": 12, "prompt": "p", "answer": "a"}).problem_id == "12"
+    for number in (12, 12.0, Decimal(12), np.int64(12)):
+        assert problem_of({"id": number, "prompt": "p", "answer": "a"}).problem_id == "12"
+    assert problem_of({"id": 0.0, "prompt": "p", "answer": "a"}).problem_id == "0"
     assert problem_of({"problem_id": "x", "id": 12, "prompt": "p", "answer": "a"}).problem_id == "x"
 
 
@@ -59,6 +67,73 @@ def test_a_chat_is_joined_for_models_without_a_template_and_kept():
         problem = problem_of({key: CHAT, "answer": "5"})
         assert problem.prompt == "Be brief.\n\n2+3="
         assert problem.extra == {"messages": CHAT}
+
+
+TOOL_CALL = {"type": "function", "id": "c1", "function": {"name": "add", "arguments": {"a": 1, "b": None}}}
+AGENT = [
+    {"role": "user", "content": "2+3=", "name": "ann"},
+    {"role": "assistant", "tool_calls": [TOOL_CALL], "reasoning_content": "I add."},
+    {"role": "tool", "content": "5", "tool_call_id": "c1", "name": "add"},
+    {"role": "user", "content": [{"type": "text", "text": "And now?"}], "weight": 0},
+]
+
+
+def test_a_chat_keeps_what_a_template_may_use():
+    problem = problem_of({"messages": AGENT, "answer": "5"})
+    assert problem.extra["messages"] == AGENT
+    assert problem.prompt == "2+3=\n\n5\n\nAnd now?"
+    padded = [{"name": None, "tool_calls": None, **message} for message in AGENT]  # as Parquet gives it
+    assert problem_of({"messages": padded, "answer": "5"}) == problem
+
+
+@pytest.mark.parametrize(
+    ("at", "change"),
+    [
+        (0, {"name": "bob"}),
+        (1, {"reasoning_content": "Hm."}),
+        (1, {"tool_calls": [{**TOOL_CALL, "id": "c2"}]}),
+        (1, {"content": "So:"}),
+        (2, {"tool_call_id": "c2"}),
+        (3, {"weight": 1}),
+        (3, {"content": [{"type": "text", "text": "And then?"}]}),
+    ],
+)
+def test_ids_tell_chats_apart_that_differ_in_any_key(at, change):
+    other = [{**message, **change} if place == at else message for place, message in enumerate(AGENT)]
+    one, two = (problem_of({"messages": chat, "answer": "5"}).problem_id for chat in (AGENT, other))
+    assert one != two
+
+
+def test_ids_of_plain_chats_are_what_they_were():
+    assert (
+        problem_of({"messages": CHAT, "answer": "2"}).problem_id
+        == "sha256-" + hashlib.sha256(b'["", [["system", "Be brief."], ["user", "2+3="]], "2"]').hexdigest()[:24]
+    )
+
+
+def test_ids_tell_apart_what_the_template_is_given_beside_the_chat():
+    def made(**more):
+        return problem_of({"messages": CHAT, "answer": "5", **more}).problem_id
+
+    assert len({made(), made(tools=[{"name": "a"}]), made(tools=[{"name": "b"}]), made(level=1)}) == 3
+    assert made(tools='[{"name": "a"}]') == made(tools=[{"name": "a"}])
+
+
+@pytest.mark.parametrize(
+    ("messages", "fault"),
+    [
+        ([{"role": "user", "content": ""}], "prompt[0] = {'role': 'user', 'content': ''}; expected"),
+        ([{"role": "user", "content": []}], "prompt[0] ="),
+        ([{"role": "user", "content": 5}], "prompt[0] ="),
+        ([{"role": "user", "content": ["hi"]}], "prompt[0].content[0] = 'hi'; expected a part like"),
+        ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "prompt holds no text"),
+        ([{"role": "user", "content": "a", "when": {1, 2}}], "prompt[0].when = {1, 2}; expected what JSON can write"),
+        ([{"role": "user", "content": "a", "name": "\ud83d"}], "prompt[0].name = '\\ud83d' holds"),
+        ([{"role": "user", "content": "a", "tags": ["\ud83d"]}], "prompt[0].tags = "),
+    ],
+)
+def test_a_bad_message_is_told_what_would_do(messages, fault):
+    assert fault_of({"prompt": messages, "answer": "a"}).startswith(fault)
 
 
 def test_extra_may_be_json_text_as_parquet_keeps_it():
@@ -97,6 +172,9 @@ def test_verls_form_whole():
         ({"id": "mine"}, "mine"),
         ({"extra_info": {"index": "q7"}}, "gsm8k/q7"),
         ({"extra_info": {"index": 0, "split": "test"}}, "gsm8k/test/0"),
+        ({"extra_info": {"index": 0.0}}, "gsm8k/0"),
+        ({"extra_info": {"index": ""}}, content_id("", "5", "gsm8k", CHAT)),
+        ({"extra_info": {"index": 0.5}}, content_id("", "5", "gsm8k", CHAT)),
         ({"extra_info": {"index": True}}, content_id("", "5", "gsm8k", CHAT)),
         ({"extra_info": {}}, content_id("", "5", "gsm8k", CHAT)),
         ({"extra_info": None}, content_id("", "5", "gsm8k", CHAT)),

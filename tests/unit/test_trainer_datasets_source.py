@@ -50,7 +50,7 @@ def test_a_list_is_taken_in_order_and_may_nest():
         ({"kind": "json", "path": "a"}, "kind = 'json'; expected one of jsonl, parquet"),
         ({"path": "a.csv"}, "kind = None; expected one of jsonl"),
         ({"kind": 5}, "kind = 5; expected one of jsonl"),
-        ({"path": "a.jsonl", "limt": 1}, "key 'limt' is unknown for kind 'jsonl'; expected any of bad_records, fields,"),
+        ({"path": "a.jsonl", "limt": 1}, "key 'limt' is unknown for kind 'jsonl'; expected any of bad_records, duplicates,"),
         ({"path": "a.jsonl", "split": "x"}, "key 'split' does not apply to kind 'jsonl'; expected any of bad_records,"),
         ({"path": "a.jsonl", "limit": 0}, "limit = 0 (an integer): expected a value at least 1."),
         ({"path": "a.jsonl", "bad_records": "drop"}, "bad_records = 'drop' (a string): expected one of refuse, skip"),

@@ -1,11 +1,14 @@
 """The reward by math-verify: equality of final answers, in a process that may hang or die."""
 
+import json
 import os
 import threading
 import time
+from decimal import Decimal
 
 import pytest
 
+from gradalign_trainer.datasets import load_problems
 from gradalign_trainer.math_reward import MathVerify
 from gradalign_trainer.problems import Problem
 
@@ -40,6 +43,86 @@ def problem(answer, problem_id="p"):
 )
 def test_answers_are_compared_mathematically(reward, answer, completion, right):
     assert reward(problem(answer), completion) == right
+
+
+UNITS = (
+    "dollars",
+    "people",
+    "weeks",
+    "eggs",
+    "apples",
+    "cents",
+    "euros",
+    "students",
+    "books",
+    "percent",
+    "miles",
+    "cm",
+    "USD",
+)
+
+
+@pytest.mark.parametrize(
+    "gold",
+    [
+        *(f"18 {unit}" for unit in UNITS), "5 km/h", "5km/h", "5 m/s", "18 dollars per week", "12 square units", "18 cm^2",
+        "50%",
+        "50\\%", "$18", "\\$18", "$\\$18$", "-$5", "€18", "£18.50", "\\$1,000", "\\text{18 dollars}", "18\\text{ cm}",
+        "18 \\text{ eggs}", "$5$ apples", "He has 18 eggs", "The answer is 18", "1,000", "1,000 dollars", "1 000", "1\\,000",
+        "x = 5", "(1,2)", "[0,1)", "(-\\infty, 3]", "\\{1,2\\}", "1, 2, 3", "5 and 7", "1/2", "1/2 cup", "\\frac12", "3 1/2",
+        "3\\frac{1}{2}", "x^2+1", "5x", "3 xy", "2 + 3i", "2\\pi", "\\sqrt{2}", "7 \\times 10^{3}", "1e-05", "-1e-7",
+        "1e+16",
+        "1e22", "2e-3", "Tuesday", "\\text{Tuesday}", "A", "(A)", "2020-01-02", "3:30", "10:15 a.m.", "x>3", "5!", "yes",
+        "\\begin{pmatrix}1\\\\2\\end{pmatrix}", "3 apples and 4 pears", "18.0", "18.", "-0.5", "0",
+    ],
+)  # fmt: skip
+def test_a_gold_answer_earns_for_itself(reward, gold):
+    assert reward(problem(gold, gold), f"So it is \\boxed{{{gold}}}.") == 1.0
+    assert reward(problem(f"Steps 3.\n#### {gold}", f"gsm {gold}"), f"\\boxed{{{gold}}}") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("gold", "completion", "right"),
+    [
+        *((f"18 {unit}", "\\boxed{18}", 1.0) for unit in UNITS),
+        *((f"18 {unit}", f"It is 18 {unit}", 1.0) for unit in UNITS if unit != "percent"),
+        *((f"18 {unit}", "\\boxed{17}", 0.0) for unit in UNITS),
+        ("18 dollars", "\\boxed{\\$18}", 1.0), ("18 dollars", "\\boxed{18\\text{ dollars}}", 1.0),
+        ("18 dollars", "\\boxed{18.00 dollars}", 1.0), ("18 dollars", "$18 dollars$", 1.0),
+        ("\\$18", "\\boxed{18}", 1.0), ("\\$18", "$18", 1.0), ("\\$18", "\\boxed{19}", 0.0), ("-$5", "\\boxed{-5}", 1.0),
+        ("-$5", "\\boxed{5}", 0.0), ("€18", "\\boxed{18}", 1.0), ("5 km/h", "\\boxed{5}", 1.0), ("5 m/s", "\\boxed{5}", 1.0),
+        ("5km/h", "\\boxed{5}", 1.0), ("18eggs", "\\boxed{18}", 1.0), ("100USD", "\\boxed{100}", 1.0),
+        ("\\text{18 dollars}", "\\boxed{18}", 1.0), ("1,000 dollars", "\\boxed{1000}", 1.0),
+        ("1,000 dollars", "\\boxed{1}", 0.0), ("1 000", "\\boxed{1000}", 1.0), ("1 000", "\\boxed{0}", 0.0),
+        ("1\\,000", "\\boxed{1000}", 1.0), ("1/2 cup", "\\boxed{\\frac{1}{2}}", 1.0), ("1/2 cup", "\\boxed{0.5}", 1.0),
+        ("3 1/2", "\\boxed{3.5}", 1.0), ("3 1/2", "\\boxed{2}", 0.0), ("3 1/2 cups", "\\boxed{7/2}", 1.0),
+        ("50%", "\\boxed{50}", 1.0), ("x = 5", "\\boxed{5}", 1.0), ("5x", "\\boxed{5}", 0.0), ("3 xy", "\\boxed{3}", 0.0),
+        ("x^2+1", "\\boxed{1}", 0.0), ("2\\pi", "\\boxed{2}", 0.0), ("10 + 5 apples", "\\boxed{5}", 0.0),
+        ("log base 2 of x", "\\boxed{2}", 0.0), ("5 and 7", "\\boxed{7}", 0.0), ("3 apples and 4 pears", "\\boxed{4}", 0.0),
+        ("1e-05", "\\boxed{0.00001}", 1.0), ("1e-05", "\\boxed{e-5}", 0.0), ("1e-05", "\\boxed{10^{-5}}", 1.0),
+        ("1e-05", "\\boxed{1e-5}", 1.0), ("0.00001", "\\boxed{1e-05}", 1.0), ("1e+16", "\\boxed{10^{16}}", 1.0),
+        ("1e22", "\\boxed{10^{22}}", 1.0), ("1e22", "\\boxed{22e}", 0.0), ("-1e-7", "\\boxed{-0.0000001}", 1.0),
+        ("2e-3", "\\boxed{0.002}", 1.0), ("2e-3", "\\boxed{2e-3}", 1.0), ("2020-01-02", "\\boxed{2017}", 0.0),
+    ],
+)  # fmt: skip
+def test_a_number_with_words_is_its_number_and_nothing_else_is(reward, gold, completion, right):
+    assert reward(problem(gold, gold), completion) == right
+
+
+@pytest.mark.parametrize("answer", [0.00001, -1e-7, 1e16, 1e22, 1.5e-10, 5.0, 0])
+def test_numbers_of_a_file_are_graded_as_they_are(reward, tmp_path, answer):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "p", "answer": answer}))
+    loaded = load_problems(str(tmp_path / "a.jsonl")).problems[0]
+    assert reward(loaded, f"\\boxed{{{Decimal(repr(answer)):f}}}") == 1.0
+    assert reward(loaded, "\\boxed{e-5}") == 0.0
+
+
+def test_long_answers_and_boxes_cost_no_time(reward):
+    begun = time.monotonic()
+    for text in ("1 " * 50_000, "a" * 100_000 + " 5 " + "b" * 100_000, "1e" + "9" * 5000, "9e9999"):
+        reward(problem(text, "long"), f"\\boxed{{{text}}}")
+        reward(problem("18 eggs"), f"\\boxed{{{text}}}")
+    assert time.monotonic() - begun < 100
 
 
 def test_an_answer_that_cannot_be_read_is_reported_once(reward, caplog):

@@ -1,5 +1,7 @@
 """The parts of `gradalign rank`: reading responses, rules, the ledger, the order."""
 
+from decimal import Decimal
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,26 @@ from gradalign_trainer.rank.scoring import rank_order, spearman
 
 @pytest.mark.parametrize(
     ("given", "read"),
-    [(3, 3), ("3", 3), ("a-3", "a-3"), (True, None), (-1, None), ("", None), (None, None), (1.5, None)],
+    [
+        (3, 3),
+        ("3", 3),
+        ("a-3", "a-3"),
+        (True, None),
+        (-1, None),
+        ("", None),
+        (None, None),
+        (1.5, None),
+        (0.0, 0),
+        (7.0, 7),
+        ("0", 0),
+        (Decimal("4"), 4),
+        (np.int64(0), 0),
+        (float("nan"), None),
+        (-0.0, 0),
+        (1e13, None),
+        ("9" * 5000, None),
+        ([], None),
+    ],
 )
 def test_ids_are_numbers_where_they_can_be(given, read):
     assert parse_group_id(given) == read

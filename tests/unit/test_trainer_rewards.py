@@ -1,10 +1,12 @@
 """Rewards by name, and one's own."""
 
 import importlib
+import json
 import sys
 
 import pytest
 
+from gradalign_trainer.datasets import load_problems
 from gradalign_trainer.problems import Problem
 from gradalign_trainer.rewards import (
     exact_match,
@@ -33,6 +35,12 @@ def test_exact_rewards(completion, exact, ignoring_case):
     assert exact_match_ignoring_case(PROBLEM, completion) == ignoring_case
     assert make_reward("exact") is exact_match
     assert make_reward("exact_ignoring_case") is exact_match_ignoring_case
+
+
+@pytest.mark.parametrize(("answer", "said"), [(5.0, "5"), (0.0, "0"), (-3.0, "-3"), (2.5, "2.5"), (0.00001, "0.00001")])
+def test_a_number_that_pandas_made_a_float_is_still_the_number(tmp_path, answer, said):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "p", "answer": answer}))
+    assert exact_match(load_problems(str(tmp_path / "a.jsonl")).problems[0], said) == 1.0
 
 
 def test_letters_that_grow_when_folded_are_alike():

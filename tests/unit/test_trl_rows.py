@@ -31,6 +31,27 @@ def test_given_ids_are_taken_and_others_are_made_of_the_content():
     assert row_id({**more, "grader": "inverted"}, "problem_id") != row_id(more, "problem_id")
 
 
+def test_chats_that_differ_in_any_key_are_told_apart():
+    call = {"id": "c1", "function": {"name": "add", "arguments": "{}"}}
+    chats = [
+        CHAT,
+        [{**CHAT[0], "name": "ann"}],
+        [*CHAT, {"role": "assistant", "content": "", "tool_calls": [call]}],
+        [*CHAT, {"role": "assistant", "content": "", "tool_calls": [{**call, "id": "c2"}]}],
+        [*CHAT, {"role": "assistant", "content": "", "reasoning_content": "hm"}],
+        [*CHAT, {"role": "tool", "content": "", "tool_call_id": "c1"}],
+        [*CHAT, {"role": "tool", "content": "", "tool_call_id": "c2"}],
+    ]
+    dataset = Dataset.from_list([{"prompt": chat, "answer": "2"} for chat in chats])
+    ids = dataset_ids(dataset, "problem_id", "d")
+    assert len(set(ids)) == len(chats)
+    assert ids[0] == stable_id(CHAT, "2")  # the keys that Arrow fills with null count for nothing
+
+
+def test_a_source_of_zero_is_a_source():
+    assert row_id({"prompt": "a", "source": 0}, "problem_id") != row_id({"prompt": "a", "source": None}, "problem_id")
+
+
 def test_made_ids_do_not_depend_on_the_order():
     dataset = Dataset.from_dict({"prompt": ["a", "b", "c"], "answer": ["1", "2", "3"]})
     assert dataset_ids(dataset.select([2, 0, 1]), "problem_id", "d")[0] == dataset_ids(dataset, "problem_id", "d")[2]

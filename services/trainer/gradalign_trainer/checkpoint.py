@@ -38,10 +38,11 @@ class RunState:
         run_id: of the run.
         round_number: rounds done.
         policy_version: optimizer steps done.
-        fallbacks: rounds that went on without the scorer.
+        fallbacks: rounds that chose at random although the scorer was to choose.
         snapshot: name of the curriculum snapshot; None where there is none.
         projection: id of the projection of the sketches.
         costs: what the run has spent, as `Costs.state` gives it; empty in checkpoints that know nothing of it.
+        fallback_reasons: of `fallbacks`, how many for which reason; empty likewise.
     """
 
     run_id: str
@@ -51,6 +52,7 @@ class RunState:
     snapshot: str | None
     projection: str
     costs: dict[str, float] = field(default_factory=dict)
+    fallback_reasons: dict[str, int] = field(default_factory=dict)
 
 
 def _numbered(folder: Path) -> list[tuple[int, Path]]:

@@ -44,7 +44,7 @@ class TrainCommand:
         rates = [report.pass_rate for report in result.reports if report.pass_rate is not None]
         change = f"{rates[0]:.3f} -> {rates[-1]:.3f}" if rates else "not evaluated"
         Console().print(
-            f"run {config.run_id}: held-out pass rate {change}; {result.fallbacks} rounds without the scorer\n"
+            f"run {config.run_id}: held-out pass rate {change}; {result.reasons.told()}\n"
             f"checkpoint {result.checkpoint}\nmetrics    {config.output / 'metrics.jsonl'}",
             highlight=False,
             soft_wrap=True,

@@ -19,6 +19,7 @@ from gradalign.projection import Projection
 from gradalign.replies import Ranking, RefreshReply
 from gradalign_trainer.failopen import FailOpen
 from gradalign_trainer.measured import Measured
+from gradalign_trainer.numerals import counted
 
 __all__ = ["Choice", "Curriculum", "ScorerAddress"]
 
@@ -64,7 +65,7 @@ class Choice:
         selected: problem ids, best first.
         weights: by problem id, in [0, 1].
         ranking: the scorer's reply; None where the choice was made here.
-        fallback: the scorer was wanted and away.
+        fallback: the scorer was wanted, and there was no ranking of it.
     """
 
     selected: Sequence[str]
@@ -84,9 +85,6 @@ class Curriculum(FailOpen):
         projection: of the sketches.
         seed: of random choices.
         needs_validation: whether anything can be scored only against a validation gradient.
-
-    Attributes:
-        fallbacks: choices made at random although the scorer was wanted.
     """
 
     def __init__(
@@ -111,7 +109,6 @@ class Curriculum(FailOpen):
         self._url = scorer.url if scorer else ""
         self._seed = seed
         self._pending_restore: str | None = None
-        self.fallbacks = 0
 
     @property
     def adaptive(self) -> bool:
@@ -201,10 +198,13 @@ class Curriculum(FailOpen):
         """A seeded uniform choice; counted as a fallback where the scorer was wanted."""
         rng = random.Random(f"choice/{self._seed}/{round_number}")
         if self.adaptive:
-            self.fallbacks += 1
-            why = f"the scorer at {self._url} is away" if self._away else "there is no validation gradient"
+            why = self.count_fallback()
+            why = f"the scorer at {self._url} is away" if self._away else why
             logger.warning(
-                "Round %d chooses at random: %s (%d such choices so far).", round_number + 1, why, self.fallbacks
+                "Round %d chooses at random: %s (%s so far).",
+                round_number + 1,
+                why,
+                counted(self.fallbacks, "such choice"),
             )
         return Choice(
             selected=rng.sample(list(problem_ids), min(count, len(problem_ids))),

@@ -14,6 +14,7 @@ from gradalign import Client
 from gradalign.replies import ProblemState
 from gradalign_trainer.config import TrainConfig
 from gradalign_trainer.datasets import load_problems
+from gradalign_trainer.fallbacks import Fallbacks
 from gradalign_trainer.plots import Curve
 from gradalign_trainer.tracking import read_metrics
 
@@ -98,10 +99,10 @@ class DemoReport:
             told = [line[name] for line in lines if line.get(name) is not None]
             return f"{fmean(told):.2f}" if told else "-"
 
-        fallbacks = int(lines[-1].get("fallbacks", 0))
+        reasons = Fallbacks.from_figures(lines[-1])
         return (
             f"{regime}: validation coherence {mean('coherence')}, sketch reliability {mean('reliability')} (means over "
-            f"rounds), {fallbacks} rounds without the scorer"
+            f"rounds), {reasons.told()}"
         )
 
 

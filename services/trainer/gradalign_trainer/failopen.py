@@ -17,6 +17,7 @@ from gradalign import Client
 from gradalign.errors import NotFound, UnavailableError, ValidationMismatch, ValidationMissing
 from gradalign.projection import Projection
 from gradalign.replies import Ranking, RefreshReply
+from gradalign_trainer.fallbacks import AWAY, NO_SIGNAL, UNFIT, WORDS, Fallbacks
 from gradalign_trainer.measured import Measured
 
 __all__ = ["FailOpen"]
@@ -39,14 +40,28 @@ class FailOpen(ABC):
         validation: the last answer to a refresh.
         wants_validation: as given.
         needs_validation: a validation gradient has to be sent before anything can be scored.
+        reasons: rounds or batches that went on without a ranking although one was wanted, by why.
     """
 
     def __init__(self, *, projection: Projection, strategy: str, aggregation: str, wants_validation: bool) -> None:
         self._projection, self._strategy, self._aggregation = projection, strategy, aggregation
         self._away = False
+        self._no_validation = UNFIT  # why there is no validation gradient, where there is none
         self.seconds = 0.0
+        self.reasons = Fallbacks()
         self.validation: RefreshReply | None = None
         self.wants_validation = self.needs_validation = wants_validation
+
+    @property
+    def fallbacks(self) -> int:
+        """Rounds or batches that went on without a ranking although one was wanted."""
+        return self.reasons.total()
+
+    def count_fallback(self) -> str:
+        """One more went on without a ranking; why, in words."""
+        why = AWAY if self._away else self._no_validation
+        self.reasons[why] += 1
+        return WORDS[why]
 
     def snapshot(self, name: str) -> str | None:
         """Keep the curriculum under a name; the name, or None where it could not be kept."""
@@ -74,6 +89,7 @@ class FailOpen(ABC):
                 len(measured.problem_ids),
                 policy_version,
             )
+            self._no_validation = NO_SIGNAL
             return None
         reply = self._attempt(
             "refresh_validation",
@@ -88,6 +104,7 @@ class FailOpen(ABC):
         )
         if reply is not None:
             self.validation, self.needs_validation = reply, False
+            self._no_validation = UNFIT
         return reply
 
     def _ranking(self, measured: Measured, policy_version: int, *, select: int | None = None) -> Ranking | None:
@@ -106,6 +123,7 @@ class FailOpen(ABC):
         except (ValidationMissing, ValidationMismatch) as error:
             logger.warning("The validation gradient will be refreshed: %s", error)
             self.needs_validation = True
+            self._no_validation = UNFIT
             return None
 
     def _attempt(self, what: str, request: Callable[[Client], T]) -> T | None:
@@ -117,6 +135,7 @@ class FailOpen(ABC):
             if not self._away:
                 self._lost(what, error)
             self._away, self.needs_validation = True, self.wants_validation
+            self._no_validation = UNFIT
             return None
         finally:
             self.seconds += time.monotonic() - began

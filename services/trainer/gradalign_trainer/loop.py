@@ -22,6 +22,7 @@ from gradalign_trainer.config import TrainConfig
 from gradalign_trainer.costs import Costs
 from gradalign_trainer.curriculum import Curriculum, ScorerAddress
 from gradalign_trainer.evaluation import exact_pass_rates, sampled_pass_rates
+from gradalign_trainer.fallbacks import Fallbacks
 from gradalign_trainer.features import PoolFeatures
 from gradalign_trainer.policy import Policy
 from gradalign_trainer.records import Observer, RoundReport, RunData, RunResult
@@ -73,7 +74,7 @@ def train(
             run.report(figures, evaluate=last or run.round_number % config.evaluate_every == 0)
             if last or (config.checkpoint_every and run.round_number % config.checkpoint_every == 0):
                 run.checkpoint()
-        return RunResult(reports=run.reports, fallbacks=run.curriculum.fallbacks, checkpoint=run.last_checkpoint)
+        return RunResult(reports=run.reports, reasons=run.curriculum.reasons, checkpoint=run.last_checkpoint)
     finally:
         run.curriculum.close()
 
@@ -157,7 +158,7 @@ class _Run:
             needs_validation=config.needs_validation,
         )
         if state:
-            curriculum.fallbacks = state.fallbacks
+            curriculum.reasons = Fallbacks.of(state.fallbacks, state.fallback_reasons)
             if state.snapshot:
                 curriculum.restore_later(state.snapshot)
         return curriculum
@@ -197,6 +198,7 @@ class _Run:
             round_number=self.round_number,
             policy_version=policy.version,
             fallbacks=self.curriculum.fallbacks,
+            fallback_reasons=dict(self.curriculum.reasons),
             snapshot=self.curriculum.snapshot(f"round-{self.round_number:06d}"),
             projection=projection.id,
             costs=self.shop.costs.state(),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from gradalign_trainer.fallbacks import Fallbacks
 from gradalign_trainer.problems import Problem, Reward
 
 __all__ = ["Observer", "RoundReport", "RunData", "RunResult"]
@@ -52,13 +53,18 @@ class RunResult:
 
     Attributes:
         reports: of the rounds played now, oldest first.
-        fallbacks: rounds that went on without the scorer, over the whole run.
+        reasons: rounds that chose at random although the scorer was to choose, by why, over the whole run.
         checkpoint: the last one written.
     """
 
     reports: Sequence[RoundReport]
-    fallbacks: int
+    reasons: Fallbacks
     checkpoint: Path
+
+    @property
+    def fallbacks(self) -> int:
+        """Rounds that chose at random although the scorer was to choose."""
+        return self.reasons.total()
 
 
 class Observer(Protocol):

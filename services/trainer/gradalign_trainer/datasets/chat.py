@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from gradalign_trainer.datasets.ids import given_to_template
 from gradalign_trainer.datasets.schema import DataError
 from gradalign_trainer.problems import Problem
 
@@ -15,9 +16,10 @@ __all__ = ["render_prompts"]
 def render_prompts(problems: Iterable[Problem], tokenizer: Any, *, wrap_text: bool = False) -> list[Problem]:
     """The problems, chats rendered as text that ends where the assistant's turn begins.
 
-    A tokenizer without a chat template leaves the prompt that the loader made: the contents of the messages, an empty
-    line between them. Where the tokenizer puts its begin-of-text token before every text by itself, the template's is
-    taken off, so that it does not come twice.
+    The template is given the messages with all their keys, and of the record's fields `tools`, `documents` and those of
+    `chat_template_kwargs`. A tokenizer without a chat template leaves the prompt that the loader made: the contents of
+    the messages, an empty line between them. Where the tokenizer puts its begin-of-text token before every text by
+    itself, the template's is taken off, so that it does not come twice.
 
     Args:
         problems: the messages of a chat are in `extra["messages"]`.
@@ -35,9 +37,13 @@ def render_prompts(problems: Iterable[Problem], tokenizer: Any, *, wrap_text: bo
         messages = problem.extra.get("messages")
         if messages is None and not wrap_text:
             return problem
-        messages = messages or [{"role": "user", "content": problem.prompt}]
+        messages = [{"role": "user", "content": problem.prompt}] if messages is None else messages
+        given = given_to_template(problem.extra)
         try:
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            given |= given.pop("chat_template_kwargs", {})
+            text = tokenizer.apply_chat_template(
+                messages, **(given | {"tokenize": False, "add_generation_prompt": True})
+            )
         except Exception as error:  # templates are programs; they raise what they like
             roles = ", ".join(message["role"] for message in messages)
             raise DataError(

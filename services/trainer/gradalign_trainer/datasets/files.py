@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from gradalign_trainer.datasets.archives import COMPRESSED, open_contents
 from gradalign_trainer.datasets.schema import BadRecord, DataError, Place
 from gradalign_trainer.problems import Problem
 from gradalign_trainer.settings import nearest
@@ -16,6 +17,7 @@ __all__ = ["expand", "read_jsonl", "read_parquet", "write_jsonl", "write_parquet
 
 PARQUET_ROWS = 1024  # rows decoded at once
 SUFFIXES = {"jsonl": ("*.jsonl", "*.ndjson"), "parquet": ("*.parquet",)}
+PACKED = {"jsonl": tuple(f"{pattern}{end}" for pattern in SUFFIXES["jsonl"] for end in COMPRESSED)}
 
 Advance = Callable[[float], None]
 
@@ -30,8 +32,9 @@ def expand(path: str, kind: str) -> list[Path]:
     if place.is_file():
         return [place]
     if place.is_dir():
-        found = sorted(file for pattern in SUFFIXES[kind] for file in place.glob(pattern))
-        expected = f"a folder with {' or '.join(SUFFIXES[kind])}."
+        found = sorted(file for pattern in SUFFIXES[kind] + PACKED.get(kind, ()) for file in place.glob(pattern))
+        packed = f" They may end in {' or '.join(COMPRESSED)} too." if kind in PACKED else ""
+        expected = f"a folder with {' or '.join(SUFFIXES[kind])}.{packed}"
     else:
         found = sorted(Path(name) for name in glob.glob(str(place), recursive=True) if Path(name).is_file())
         near = nearest(place.name, [file.name for file in place.parent.glob("*")] if place.parent.is_dir() else [])
@@ -44,11 +47,17 @@ def expand(path: str, kind: str) -> list[Path]:
 def read_jsonl(path: Path, advance: Advance) -> Iterator[tuple[Place, Any]]:
     """Yield the place and the decoded record of every line; a `BadRecord` where a line is no JSON.
 
-    Blank lines are passed over. `advance` is told of bytes.
+    Blank lines are passed over; gzip and Zstandard are read as what they hold. `advance` is told of bytes on the disk.
+
+    Raises:
+        DataError: the file is cut short or damaged where it is compressed, or is another kind of archive.
     """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            advance(len(line))
+    told = 0
+    with open_contents(path) as contents:
+        for number, line in contents.lines(path):
+            passed = contents.passed()
+            advance(passed - told)
+            told = passed
             place = Place(str(path), number)
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()

@@ -12,8 +12,8 @@ from typing import Any
 
 from gradalign_trainer.datasets.files import expand, read_jsonl, read_parquet
 from gradalign_trainer.datasets.hub import open_dataset, read_dataset
-from gradalign_trainer.datasets.ids import content_id
 from gradalign_trainer.datasets.reasoning import generate_problems
+from gradalign_trainer.datasets.repeats import Repeats
 from gradalign_trainer.datasets.schema import BadRecord, Candidate, DataError, Place, parse_record
 from gradalign_trainer.datasets.source import DataSource, DataSpec, parse_sources
 from gradalign_trainer.problems import Problem
@@ -38,10 +38,12 @@ class LoadedProblems:
     Attributes:
         problems: in the order of the source, ids distinct.
         bad: records left out, where the source said `bad_records = "skip"`.
+        dropped: problems left out that repeat an earlier one, where the source said `duplicates = "drop"`.
     """
 
     problems: Sequence[Problem]
     bad: Sequence[BadRecord] = ()
+    dropped: int = 0
 
 
 def load_problems(
@@ -64,15 +66,15 @@ def load_problems(
     """
     candidates: list[Candidate] = []
     bad: list[BadRecord] = []
+    repeats = Repeats()
     for source in parse_sources(spec):
-        read = list(_limited(_read(source, seed, part, progress), source))
+        read = list(_limited(repeats.without(_read(source, seed, part, progress), source), source))
         bad += _reported([each for each in read if isinstance(each, BadRecord)], len(read), source)
         candidates += [each for each in read if isinstance(each, Candidate)]
-    candidates = _settle_ids(candidates)
-    _refuse_duplicates(candidates)
+    candidates = repeats.settled(_settle_ids(candidates))
     if not candidates:
         raise DataError(f"there is no problem in {spec!r}; expected at least one. {len(bad)} records were bad.", bad)
-    return LoadedProblems([candidate.problem for candidate in candidates], bad)
+    return LoadedProblems([candidate.problem for candidate in candidates], bad, repeats.dropped)
 
 
 def _limited(read: Read, source: DataSource) -> Read:
@@ -162,25 +164,6 @@ def _settle_ids(candidates: Sequence[Candidate]) -> list[Candidate]:
         problem = candidate.problem
         if not candidate.derived or uses[problem.problem_id] == 1:
             return candidate
-        own = content_id(problem.prompt, problem.answer, problem.source, problem.extra.get("messages"))
-        return replace(candidate, problem=replace(problem, problem_id=own))
+        return replace(candidate, problem=replace(problem, problem_id=candidate.content))
 
     return [settled(candidate) for candidate in candidates]
-
-
-def _refuse_duplicates(candidates: Sequence[Candidate]) -> None:
-    first: dict[str, Place] = {}
-    bad = []
-    for candidate in candidates:
-        problem_id = candidate.problem.problem_id
-        earlier = first.setdefault(problem_id, candidate.place)
-        if earlier is not candidate.place:
-            why = "the same content as" if problem_id.startswith("sha256-") else "the id of"
-            bad.append(BadRecord(candidate.place, f"problem_id {problem_id!r}: {why} {earlier}."))
-    if bad:
-        listing = "".join(f"\n  {each}" for each in bad[:SHOWN])
-        raise DataError(
-            f"{len(bad)} problems repeat the id of another; expected distinct ids:{listing}\n"
-            "Remove repeated problems, or give different ones different ids.",
-            bad,
-        )

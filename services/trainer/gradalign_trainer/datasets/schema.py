@@ -7,27 +7,27 @@ Two forms, told apart by the key `reward_model`:
     verl   {"data_source": "gsm8k", "prompt": [{"role": "user", "content": "2+3="}],
             "reward_model": {"ground_truth": "5", "style": "rule"}, "extra_info": {"index": 0, "split": "train"}}
 
-In both, a prompt is a text or a chat, a list of {role, content}.
+In both, a prompt is a text or a chat, a list of {role, content} with whatever else a chat template may use.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from gradalign.checks import shown
 from gradalign.errors import GradAlignError
-from gradalign_trainer.datasets.ids import content_id
+from gradalign_trainer.datasets.ids import content_id, given_to_template
+from gradalign_trainer.datasets.messages import Message, Unfit, chat_text, encodable, read_chat
+from gradalign_trainer.numerals import as_integer, as_number, numeral
 from gradalign_trainer.problems import Problem
 from gradalign_trainer.settings import nearest
 
 __all__ = ["BadRecord", "Candidate", "DataError", "Place", "parse_record"]
 
 LONGEST_ID = 256
-ROLES = ("system", "developer", "user", "assistant", "tool")
 _OURS = ("problem_id", "id", "prompt", "messages", "answer", "source", "extra")
 _VERL = ("problem_id", "id", "prompt", "messages", "data_source")
 
@@ -79,15 +79,21 @@ class Candidate:
         problem: as parsed.
         place: where it stands.
         derived: its id was made from verl's `extra_info.index`, which may collide, and then falls back to the content.
+        droppable: its source says to drop what repeats an earlier problem.
     """
 
     problem: Problem
     place: Place
     derived: bool = False
+    droppable: bool = False
 
-
-class _Bad(Exception):
-    """What is wrong with a record."""
+    @property
+    def content(self) -> str:
+        """The id that is made from the content."""
+        problem = self.problem
+        messages = problem.extra.get("messages")
+        template = None if messages is None else given_to_template(problem.extra)
+        return content_id(problem.prompt, problem.answer, problem.source, messages, template)
 
 
 def parse_record(record: Any, place: Place, fields: Mapping[str, str]) -> Candidate | BadRecord:
@@ -100,10 +106,10 @@ def parse_record(record: Any, place: Place, fields: Mapping[str, str]) -> Candid
     """
     try:
         if not isinstance(record, Mapping):
-            raise _Bad(f'the record is {shown(record)}; expected an object like {{"prompt": ..., "answer": ...}}')
+            raise Unfit(f'the record is {shown(record)}; expected an object like {{"prompt": ..., "answer": ...}}')
         present = _renamed({key: value for key, value in record.items() if value is not None}, fields)
         return _verl(present, place) if "reward_model" in present else _ours(present, place)
-    except _Bad as error:
+    except Unfit as error:
         return BadRecord(place, f"{error}.")
 
 
@@ -116,7 +122,7 @@ def _renamed(record: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any
             value = value.get(step) if isinstance(value, Mapping) else None
         if value is None:
             hint = nearest(theirs, record)
-            raise _Bad(
+            raise Unfit(
                 f"field {theirs!r}, which `fields` maps to {ours!r}, is missing; the record has {_keys(record)}{hint}"
             )
         if theirs not in fields:
@@ -138,7 +144,7 @@ def _ours(record: Mapping[str, Any], place: Place) -> Candidate:
     prompt, messages = _prompt(prompt_key, record[prompt_key])
     extra = {key: value for key, value in record.items() if key not in _OURS} | _extra(record.get("extra", {}))
     if "messages" in extra:  # where `write_jsonl` put the chat that the prompt was made from
-        extra["messages"] = _chat("extra.messages", extra["messages"])
+        extra["messages"] = read_chat("extra.messages", extra["messages"])
     id_key = "problem_id" if "problem_id" in record else "id"
     problem = _problem(
         _id(id_key, record[id_key]) if id_key in record else "",
@@ -156,9 +162,9 @@ def _verl(record: Mapping[str, Any], place: Place) -> Candidate:
         raise _missing("prompt", record)
     reward, info = record["reward_model"], record.get("extra_info", {})
     if not isinstance(reward, Mapping) or reward.get("ground_truth") is None:
-        raise _Bad(f'reward_model = {shown(reward)}; expected {{"ground_truth": "...", "style": "rule"}}')
+        raise Unfit(f'reward_model = {shown(reward)}; expected {{"ground_truth": "...", "style": "rule"}}')
     if not isinstance(info, Mapping):
-        raise _Bad(f'extra_info = {shown(info)}; expected an object like {{"index": 0, "split": "train"}}')
+        raise Unfit(f'extra_info = {shown(info)}; expected an object like {{"index": 0, "split": "train"}}')
     truth = reward["ground_truth"]
     if isinstance(truth, (Mapping, list)):
         truth = json.dumps(truth, sort_keys=True, ensure_ascii=False)
@@ -166,8 +172,9 @@ def _verl(record: Mapping[str, Any], place: Place) -> Candidate:
     prompt, messages = _prompt("prompt", record["prompt"])
     given = next((_id(key, record[key]) for key in ("problem_id", "id") if key in record), "")
     index, split = info.get("index"), info.get("split")
+    index = index if isinstance(index, str) and index else as_integer(index)
     derived = ""
-    if not given and isinstance(index, (int, str)) and not isinstance(index, bool):
+    if not given and index is not None:
         derived = "/".join(str(part) for part in (source, split, index) if part not in (None, ""))
         derived = derived if len(derived) <= LONGEST_ID else ""
     kept = {key: value for key, value in record.items() if key not in _VERL}
@@ -179,7 +186,7 @@ def _verl(record: Mapping[str, Any], place: Place) -> Candidate:
 def _problem(
     problem_id: str,
     prompt: str,
-    messages: list[dict[str, str]] | None,
+    messages: list[Message] | None,
     *,
     answer: str,
     source: str,
@@ -187,54 +194,52 @@ def _problem(
 ) -> Problem:
     if messages is not None:
         extra = {**extra, "messages": messages}
-    problem_id = problem_id or content_id(prompt, answer, source, messages)
+    problem_id = problem_id or content_id(prompt, answer, source, messages, _template(extra))
     return Problem(problem_id=problem_id, prompt=prompt, answer=answer, source=source, extra=extra)
 
 
-def _missing(name: str, record: Mapping[str, Any]) -> _Bad:
+def _template(extra: Mapping[str, Any]) -> dict[str, Any] | None:
+    return given_to_template(extra) if "messages" in extra else None
+
+
+def _missing(name: str, record: Mapping[str, Any]) -> Unfit:
     usual = {
         "prompt": ("question", "problem", "instruction", "input", "query"),
         "answer": ("solution", "output", "target", "label"),
     }
     likely = next((key for key in usual[name] if key in record), None)
     hint = f'. If {likely!r} is it, say fields = {{ {name} = "{likely}" }}' if likely else nearest(name, record)
-    return _Bad(f"field {name!r} is missing or null; the record has {_keys(record)}{hint}")
+    return Unfit(f"field {name!r} is missing or null; the record has {_keys(record)}{hint}")
 
 
 def _text(name: str, value: Any, *, empty: bool = False) -> str:
     if not isinstance(value, str) or not (value or empty):
-        raise _Bad(
+        raise Unfit(
             f"{name} = {shown(value)} ({type(value).__name__}); expected {'a' if empty else 'a non-empty'} string"
         )
-    return _encodable(name, value)
-
-
-def _encodable(name: str, text: str) -> str:
-    """The text, unless UTF-8 cannot write it: JSON may hold half a surrogate pair, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise _Bad(
-            f"{name} = {shown(text)} holds {text[error.start]!r}, half of a surrogate pair; expected whole characters"
-        ) from error
-    return text
+    return encodable(name, value)
 
 
 def _id(name: str, value: Any) -> str:
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    number = as_integer(value)
+    text = value if number is None else str(number)
     if not isinstance(text, str) or not 1 <= len(text) <= LONGEST_ID:
-        raise _Bad(f"{name} = {shown(value)}; expected a string of 1 to {LONGEST_ID} characters or an integer")
-    return _encodable(name, text)
+        raise Unfit(f"{name} = {shown(value)}; expected a string of 1 to {LONGEST_ID} characters or an integer")
+    return encodable(name, text)
 
 
 def _answer(name: str, value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise _Bad(
+    if isinstance(value, str):
+        return encodable(name, value)
+    number = as_number(value)
+    if number is None:
+        raise Unfit(
             f"{name} = {shown(value)} ({type(value).__name__}); expected a string or a number. Write others as text"
         )
-    if isinstance(value, float) and not math.isfinite(value):
-        raise _Bad(f"{name} = {value}; expected a string or a finite number")
-    return _encodable(name, value) if isinstance(value, str) else str(value)
+    try:
+        return numeral(number)
+    except ValueError:
+        raise Unfit(f"{name} = {value}; expected a string or a finite number") from None
 
 
 def _extra(value: Any) -> dict[str, Any]:
@@ -246,36 +251,18 @@ def _extra(value: Any) -> dict[str, Any]:
     else:
         decoded = value
     if not isinstance(decoded, Mapping):
-        raise _Bad(f"extra = {shown(value)}; expected an object, or one as JSON text")
+        raise Unfit(f"extra = {shown(value)}; expected an object, or one as JSON text")
     return dict(decoded)
 
 
-def _prompt(name: str, value: Any) -> tuple[str, list[dict[str, str]] | None]:
+def _prompt(name: str, value: Any) -> tuple[str, list[Message] | None]:
     """The prompt as text, and the messages where it is a chat."""
     if isinstance(value, (list, tuple)):
-        messages = _chat(name, value)
-        return "\n\n".join(message["content"] for message in messages), messages
+        messages = read_chat(name, value)
+        return chat_text(messages), messages
     if not isinstance(value, str) or not value:
-        raise _Bad(
+        raise Unfit(
             f"{name} = {shown(value)} ({type(value).__name__}); expected a non-empty string or a list of "
             '{"role": ..., "content": ...}'
         )
-    return _encodable(name, value), None
-
-
-def _chat(name: str, value: Any) -> list[dict[str, str]]:
-    if not isinstance(value, (list, tuple)) or not value:
-        raise _Bad(f"{name} = {shown(value)}; expected a list of at least one message")
-    messages = [_message(f"{name}[{index}]", message) for index, message in enumerate(value)]
-    if messages[-1]["role"] == "assistant":
-        raise _Bad(f"{name} ends with the assistant's turn; expected the turn it answers. Move the reply to the answer")
-    return messages
-
-
-def _message(name: str, message: Any) -> dict[str, str]:
-    if not isinstance(message, Mapping) or not isinstance(message.get("content"), str) or not message["content"]:
-        raise _Bad(f'{name} = {shown(message)}; expected {{"role": "user", "content": "..."}} with text as content')
-    role = message.get("role")
-    if role not in ROLES:
-        raise _Bad(f"{name}.role = {shown(role)}; expected one of {', '.join(ROLES)}{nearest(str(role), ROLES)}")
-    return {"role": role, "content": _encodable(f"{name}.content", message["content"])}
+    return encodable(name, value), None

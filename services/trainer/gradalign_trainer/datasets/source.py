@@ -1,7 +1,7 @@
 """Where problems come from, as settings: `kind:rest` strings and tables.
 
 "arithmetic:imbalance/pool"                    "reasoning_gym:chain_sum"
-"data/train.jsonl"                             "huggingface:openai/gsm8k"
+"data/train.jsonl"  (or .jsonl.gz)             "huggingface:openai/gsm8k"
 { kind = "reasoning_gym", task = "chain_sum", size = 2000, seed = 7, config = { max_terms = 4 } }
 { kind = "huggingface", path = "openai/gsm8k", subset = "main", fields = { prompt = "question" } }
 [ { kind = "jsonl", path = "hard.jsonl" }, { kind = "jsonl", path = "easy.jsonl", limit = 500 } ]
@@ -20,7 +20,7 @@ from gradalign_trainer.settings import SettingsError, check_settings, limits, ne
 __all__ = ["KINDS", "DataSource", "DataSpec", "parse_sources"]
 
 _COMMON = {"kind", "limit"}
-_READ = _COMMON | {"path", "fields", "bad_records"}
+_READ = _COMMON | {"path", "fields", "bad_records", "duplicates"}
 KINDS: Mapping[str, frozenset[str]] = {
     "jsonl": frozenset(_READ),
     "parquet": frozenset(_READ),
@@ -31,6 +31,9 @@ KINDS: Mapping[str, frozenset[str]] = {
 """Kind of source -> the keys that apply to it."""
 
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+_PACKED = {
+    f"{suffix}{end}": "jsonl" for suffix in (".jsonl", ".ndjson", ".json", "") for end in (".gz", ".zst")
+}  # of JSON lines alone; Parquet compresses by itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,8 @@ class DataSource:
         fields: our name -> the record's: `{ prompt = "question", answer = "solution" }`; dots reach into records.
         config: keyword arguments of a `reasoning_gym` task, but for its size and seed, which stand beside.
         bad_records: `refuse` raises where a record does not fit the schema; `skip` leaves it out, and reports it.
+        duplicates: `refuse` raises where a problem repeats the id or the content of an earlier one; `drop` keeps the first
+            of each, and says how many it dropped.
     """
 
     kind: str = field(metadata=limits(choices=tuple(KINDS)))
@@ -64,6 +69,7 @@ class DataSource:
     fields: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     bad_records: str = field(default="refuse", metadata=limits(choices=("refuse", "skip")))
+    duplicates: str = field(default="refuse", metadata=limits(choices=("refuse", "drop")))
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -122,24 +128,31 @@ def parse_sources(spec: DataSpec) -> tuple[DataSource, ...]:
 
 def _from_text(text: str) -> DataSource:
     kind, colon, rest = text.partition(":")
-    suffix = text[text.rfind(".") :] if "." in text else ""
+    by_ending = _kind_by_ending(text)
     if colon and kind in KINDS:
         wanted = "path" if "path" in KINDS[kind] else "task"
         return _from_table({"kind": kind, wanted: rest})
-    if suffix in _SUFFIXES:
-        return DataSource(kind=_SUFFIXES[suffix], path=text)
+    if by_ending is not None:
+        return DataSource(kind=by_ending, path=text)
     raise SettingsError(
         [
             f"source {text!r} is of no known kind{nearest(kind, KINDS)}; expected KIND:REST with KIND one of "
-            f"{', '.join(KINDS)}, or a path that ends in {', '.join(_SUFFIXES)}."
+            f"{', '.join(KINDS)}, or a path that ends in {', '.join(_SUFFIXES)}. JSON lines may be compressed: .jsonl.gz, "
+            ".jsonl.zst."
         ]
     )
+
+
+def _kind_by_ending(path: str) -> str | None:
+    if path.endswith((".parquet.gz", ".parquet.zst")):
+        return None
+    return next((kind for suffix, kind in (_SUFFIXES | _PACKED).items() if path.endswith(suffix)), None)
 
 
 def _from_table(table: Mapping[str, Any]) -> DataSource:
     kind = table.get("kind")
     if kind is None and isinstance(table.get("path"), str):
-        kind = next((name for suffix, name in _SUFFIXES.items() if table["path"].endswith(suffix)), None)
+        kind = _kind_by_ending(table["path"])
     if not isinstance(kind, str) or kind not in KINDS:
         raise SettingsError([f"kind = {shown(kind)}; expected one of {', '.join(KINDS)}{nearest(str(kind), KINDS)}."])
     known = [each.name for each in fields(DataSource)]

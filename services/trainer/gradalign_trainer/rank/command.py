@@ -38,6 +38,12 @@ class RankCommand:
         add("--strategy", default="cosine", choices=STRATEGIES, help="the scorer's rule (cosine)")
         add("--select", type=count, metavar="N", help="also write the best N problems; needs --problems")
         add("--problems", type=Path, metavar="FILE", help="the candidates, verl's JSONL or Parquet")
+        add(
+            "--duplicates",
+            default="refuse",
+            choices=("refuse", "drop"),
+            help="problems that repeat an index: drop keeps the first (refuse)",
+        )
         add("--selected", type=Path, metavar="FOLDER", help="of the selected problems ('selected' beside --out)")
         add("--url", help="use this scorer; without it one is started, with an embedded store")
         add("--exact", action="store_true", help="full gradients, no projection; --normalization is then reference")
@@ -86,7 +92,20 @@ def _settings(args: argparse.Namespace) -> RankSettings:
 
     name = args.normalization or ("reference" if args.exact else "group")
     rule = Rule(name, args.rows_per_backward, args.mini_batch, args.ranks)
-    taken = ("model", "train", "validation", "out", "strategy", "select", "problems", "selected", "url", "exact", "dim")
+    taken = (
+        "model",
+        "train",
+        "validation",
+        "out",
+        "strategy",
+        "select",
+        "problems",
+        "duplicates",
+        "selected",
+        "url",
+        "exact",
+        "dim",
+    )
     named = {key: getattr(args, key) for key in (*taken, "seed", "device", "dtype", "max_length", "resume")}
     return RankSettings(**named, rule=rule, normalize=args.normalize_advantages)
 

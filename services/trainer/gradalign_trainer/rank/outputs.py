@@ -25,10 +25,11 @@ class ProblemFile:
         path: of the file.
         records: as read, by index, in the order of the file.
         bad: records left out.
+        dropped: records left out that repeat the index of an earlier one.
     """
 
-    def __init__(self, path: Path, records: Mapping[GroupId, Any], bad: Sequence[BadRecord]) -> None:
-        self.path, self.records, self.bad = path, records, tuple(bad)
+    def __init__(self, path: Path, records: Mapping[GroupId, Any], bad: Sequence[BadRecord], dropped: int = 0) -> None:
+        self.path, self.records, self.bad, self.dropped = path, records, tuple(bad), dropped
 
     def check(self, wanted: Iterable[GroupId]) -> None:
         """Raise DataError where a problem that was wanted is not in the file."""
@@ -40,8 +41,12 @@ class ProblemFile:
             )
 
 
-def read_problem_file(path: Path) -> ProblemFile:
+def read_problem_file(path: Path, *, drop_duplicates: bool = False) -> ProblemFile:
     """Read verl's JSONL or Parquet, keeping records as they are.
+
+    Args:
+        path: of the file.
+        drop_duplicates: keep the first record of every index.
 
     Raises:
         DataError: the file cannot be read, no record has an index, or two have the same.
@@ -51,6 +56,7 @@ def read_problem_file(path: Path) -> ProblemFile:
     records: dict[GroupId, Any] = {}
     places: dict[GroupId, Place] = {}
     bad: list[BadRecord] = []
+    dropped = 0
     for place, record in _records(path):
         if isinstance(record, BadRecord):
             bad.append(record)
@@ -61,10 +67,12 @@ def read_problem_file(path: Path) -> ProblemFile:
             bad.append(
                 BadRecord(place, f'extra_info = {shown(info)}; expected {{"index": 0}}, the group_id of responses.')
             )
+        elif index in records and drop_duplicates:
+            dropped += 1
         elif index in records:
             raise DataError(
                 f"{place}: extra_info.index {index!r} again; the first is at {places[index]}. Responses name their "
-                "problem by it, so it must be distinct."
+                "problem by it, so it must be distinct. To keep the first of each, say --duplicates drop."
             )
         else:
             records[index], places[index] = record, place
@@ -72,7 +80,7 @@ def read_problem_file(path: Path) -> ProblemFile:
         raise DataError(
             f"{path} has no problem with an index.{''.join(f'{chr(10)}  {each}' for each in bad[:SHOWN])}", bad
         )
-    return ProblemFile(path, records, bad)
+    return ProblemFile(path, records, bad, dropped)
 
 
 def _records(path: Path) -> Iterator[tuple[Place, Any]]:

@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from gradalign.checks import shown
+from gradalign_trainer.datasets.archives import open_contents
 from gradalign_trainer.datasets.files import read_jsonl, read_parquet
 from gradalign_trainer.datasets.schema import BadRecord, DataError, Place
+from gradalign_trainer.numerals import as_integer, as_number
 from gradalign_trainer.progress import TellsProgress, no_progress
 
 __all__ = ["GroupId", "ResponseFile", "ResponseGroup", "parse_group_id", "read_responses", "sort_key", "wire_id"]
 
 GroupId: TypeAlias = int | str
+LONGEST_ID = 256  # characters, as the wire has it
 SHOWN = 5
 _REWARDS = ("passed", "is_correct", "reward")
 
@@ -80,6 +83,8 @@ def wire_id(group_id: GroupId) -> str:
 def read_responses(path: Path, *, progress: TellsProgress = no_progress) -> ResponseFile:
     """Read a file of scored responses: a JSON list, JSONL or Parquet, told apart by content and ending.
 
+    JSON may be compressed by gzip or Zstandard.
+
     Raises:
         DataError: the file is not there, or none of its records fits.
     """
@@ -119,14 +124,15 @@ class _Bad(Exception):
 def _records(path: Path, advance: Any) -> Iterator[tuple[Place, Any]]:
     if path.suffix == ".parquet":
         return read_parquet(path, advance)
-    with path.open("rb") as file:
-        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    with open_contents(path) as contents:
+        start = next(contents.lines(path), (1, b""))[1].removeprefix(b"\xef\xbb\xbf").lstrip()
     return _json_list(path, advance) if start.startswith(b"[") else read_jsonl(path, advance)
 
 
 def _json_list(path: Path, advance: Any) -> Iterator[tuple[Place, Any]]:
     """The elements of a JSON list, each with the line it begins on; where the JSON breaks, that line as a bad record."""
-    text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    with open_contents(path) as contents:
+        text = contents.whole(path).decode("utf-8-sig", errors="replace")
     decoder = json.JSONDecoder()
     at, line, counted = text.index("[") + 1, 1, 0
     while True:
@@ -173,12 +179,13 @@ def _parsed(
 
 
 def parse_group_id(value: Any) -> GroupId | None:
-    """The id as a number where it is one or spells one, else as text; None for what is no id."""
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**12:
-        return value
-    return value if isinstance(value, str) and 1 <= len(value) <= 256 else None
+    """The id as a number where it is one (0.0 is 0) or spells one, else as text; None for what is no id."""
+    if isinstance(value, str) and not 1 <= len(value) <= LONGEST_ID:
+        return None
+    number = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else as_integer(value)
+    if number is not None and 0 <= number < 10**12:
+        return number
+    return value if isinstance(value, str) else None
 
 
 def _reward(record: Mapping[str, Any], place: Place) -> float:
@@ -188,6 +195,7 @@ def _reward(record: Mapping[str, Any], place: Place) -> float:
             place, f"there is no reward; expected one of {', '.join(_REWARDS)}. The record has {', '.join(record)}."
         )
     value = record[name]
-    if not isinstance(value, (bool, int, float)) or not math.isfinite(value):
+    number = value if isinstance(value, bool) else as_number(value)
+    if number is None or not math.isfinite(number):
         raise _Bad(place, f"{name} = {shown(value)}; expected true, false or a finite number.")
-    return float(value)
+    return float(number)

@@ -123,9 +123,15 @@ def encode(
     starts = [len(ids) for ids in tokenizer(list(group.prompts))["input_ids"]]
     whole = tokenizer([a + b for a, b in zip(group.prompts, group.responses, strict=True)])["input_ids"]
     credit = advantages(torch.tensor([group.rewards], dtype=torch.float64), normalize=normalize)[0].tolist()
-    padding = (tokenizer.pad_token_id or tokenizer.eos_token_id) if rule.name == "reference" else None
+    padding = _padding(tokenizer) if rule.name == "reference" else None
     rows = []
     for ids, start, advantage in zip(whole, starts, credit, strict=True):
         kept = tuple(ids[:max_length])
         rows.append(Row(kept, start, tuple(token != padding for token in kept[start:]), advantage))
     return sorted(rows, key=lambda row: len(row.ids)), sum(len(ids) > max_length for ids in whole)
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The padding token, which may be 0; the end token where there is none."""
+    padding: int | None = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return padding

@@ -80,7 +80,7 @@ def run_ranking(settings: RankSettings, *, progress: TellsProgress = no_progress
     """
     train = _read(settings.train, progress)
     validation = None if settings.validation is None else _read(settings.validation, progress)
-    problems = None if settings.problems is None else _problems(settings.problems)
+    problems = None if settings.problems is None else _problems(settings.problems, settings.duplicates)
     bad = sum(len(file.bad) for file in (train, validation, problems) if file is not None)
     train, left_out = _only_known(train, problems)
     model, tokenizer = _policy(settings)
@@ -131,8 +131,15 @@ def _read(path: Path, progress: TellsProgress) -> ResponseFile:
     return file
 
 
-def _problems(path: Path) -> ProblemFile:
-    file = read_problem_file(path)
+def _problems(path: Path, duplicates: str) -> ProblemFile:
+    file = read_problem_file(path, drop_duplicates=duplicates == "drop")
+    if file.dropped:
+        logger.warning(
+            "%s: dropped %d of %d problems, which repeat the extra_info.index of an earlier one.",
+            path,
+            file.dropped,
+            file.dropped + len(file.records),
+        )
     for each in file.bad[:SHOWN]:
         logger.warning("left out: %s", each)
     return file

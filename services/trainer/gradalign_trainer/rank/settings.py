@@ -28,6 +28,7 @@ class RankSettings:
         strategy: the scorer's.
         select: how many problems to select; None for none.
         problems: the candidates as verl's JSONL or Parquet, to select from.
+        duplicates: `refuse` raises where two problems have one index; `drop` keeps the first.
         selected: folder of the selected `train.jsonl` and `train.parquet`; None for `selected` beside `out`.
         url: of a scorer; None for one of our own.
         exact: take full gradients; the sketch is measured against them.
@@ -48,6 +49,7 @@ class RankSettings:
     strategy: str = "cosine"
     select: int | None = None
     problems: Path | None = None
+    duplicates: str = "refuse"
     selected: Path | None = None
     url: str | None = None
     exact: bool = False

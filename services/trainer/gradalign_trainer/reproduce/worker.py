@@ -52,8 +52,7 @@ def play(config: TrainConfig) -> Sequence[RoundReport]:
         shutil.rmtree(config.output, ignore_errors=True)
     if result.fallbacks:
         raise RuntimeError(
-            f"{result.fallbacks} rounds chose at random, since the scorer at {config.scorer_url} was away or no validation "
-            "problem had a signal; the warnings above say which."
+            f"with the scorer at {config.scorer_url} {result.reasons.told()}; the warnings above say more."
         )
     return result.reports
 

@@ -178,7 +178,7 @@ def scorer_figures(curriculum: Curriculum, choice: Choice) -> dict[str, float]:
     """What the scorer said of a choice; nothing where the run needs none."""
     if not curriculum.adaptive:
         return {}
-    figures: dict[str, float] = {"fallback": float(choice.fallback), "fallbacks": float(curriculum.fallbacks)}
+    figures: dict[str, float] = {"fallback": float(choice.fallback), **curriculum.reasons.figures()}
     if curriculum.validation is not None:
         figures["coherence"] = curriculum.validation.coherence
     ranking = choice.ranking

@@ -15,11 +15,11 @@ def batch_figures(link: ScorerLink, ranking: Ranking | None) -> dict[str, float]
 
     Args:
         link: to the scorer.
-        ranking: of the batch; None where it went without the scorer.
+        ranking: of the batch; None where it went on without one.
     """
     figures = {
         "fallback": float(ranking is None),
-        "fallbacks": float(link.fallbacks),
+        **link.reasons.figures(),
         "seconds_scorer": link.seconds,
     }
     if link.validation is not None:

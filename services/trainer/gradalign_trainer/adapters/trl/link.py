@@ -16,7 +16,9 @@ from gradalign.projection import Projection
 from gradalign.replies import Ranking, RunState, Selection
 from gradalign_trainer.adapters.trl.config import GradAlignConfig
 from gradalign_trainer.failopen import FailOpen
+from gradalign_trainer.fallbacks import AWAY, Fallbacks
 from gradalign_trainer.measured import Measured
+from gradalign_trainer.numerals import counted
 
 __all__ = ["ScorerLink"]
 
@@ -33,10 +35,7 @@ class ScorerLink(FailOpen):
         step: optimizer steps behind it.
         resumed: whether it goes on from a checkpoint.
         snapshot: name of the curriculum of that checkpoint; None where it has none.
-        fallbacks: counted before the checkpoint.
-
-    Attributes:
-        fallbacks: batches that went without the scorer although it was wanted.
+        fallbacks: batches that went on without a ranking before the checkpoint, by why.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class ScorerLink(FailOpen):
         step: int,
         resumed: bool,
         snapshot: str | None,
-        fallbacks: int = 0,
+        fallbacks: Fallbacks | None = None,
     ) -> None:
         super().__init__(
             projection=projection, strategy=config.strategy, aggregation=config.aggregation, wants_validation=True
@@ -56,7 +55,7 @@ class ScorerLink(FailOpen):
         self._step, self._resumed, self._snapshot = step, resumed, snapshot
         self._client: Client | None = None
         self._probe: Client | None = None
-        self.fallbacks = fallbacks
+        self.reasons = Fallbacks() if fallbacks is None else fallbacks
 
     def reachable(self) -> bool:
         """Whether to spend rollouts and backwards on scoring; asks only a scorer not met yet, or one that was away."""
@@ -93,12 +92,10 @@ class ScorerLink(FailOpen):
         except NotFound:
             return None
 
-    def count_fallback(self) -> None:
-        """One batch more went without the scorer."""
-        self.fallbacks += 1
-
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; says how many batches went on without a ranking, and why."""
+        if self.fallbacks:
+            logger.warning("%s.", self.reasons.told("batch", "batches", "went on as plain GRPO"))
         for client in (self._client, self._probe):
             if client is not None:
                 client.close()
@@ -128,7 +125,8 @@ class ScorerLink(FailOpen):
         )
 
     def _found(self) -> None:
-        logger.warning("The scorer at %s is back after %d batches.", self._config.scorer_url, self.fallbacks)
+        away = counted(self.reasons[AWAY], "batch", "batches")
+        logger.warning("The scorer at %s is back after %s.", self._config.scorer_url, away)
 
     def _meet(self) -> None:
         """Take the run over: restore its curriculum, hold it to this run's state, and fence a forgotten predecessor off."""

@@ -40,7 +40,7 @@ def row_id(row: Mapping[str, Any], column: str) -> str:
     others = {key: row[key] for key in sorted(row) if key not in ("prompt", "source", *IMAGES)}
     answer = others.get("answer") if set(others) <= {"answer"} else others
     try:
-        return stable_id(row["prompt"], answer, str(row.get("source") or ""))
+        return stable_id(row["prompt"], answer, "" if row.get("source") is None else str(row["source"]))
     except (TypeError, KeyError) as error:
         raise GradAlignError(
             f"no id can be made of the content of a row with columns {sorted(row)}: {error}. Give the problems ids of your "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -20,13 +20,15 @@ class CurriculumState:
         run_id: of the run.
         snapshot: name of the curriculum's snapshot at the scorer; None where none could be kept.
         refreshed: step of the last validation gradient.
-        fallbacks: batches that went without the scorer so far.
+        fallbacks: batches that went on without a ranking so far.
+        fallback_reasons: of these, how many for which reason.
     """
 
     run_id: str = ""
     snapshot: str | None = None
     refreshed: int | None = None
     fallbacks: int = 0
+    fallback_reasons: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, checkpoint: Path | None) -> Self:

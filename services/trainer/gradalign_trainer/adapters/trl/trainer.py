@@ -31,6 +31,7 @@ from gradalign_trainer.adapters.trl.link import ScorerLink
 from gradalign_trainer.adapters.trl.rows import dataset_ids, row_id
 from gradalign_trainer.adapters.trl.sampler import CurriculumSampler
 from gradalign_trainer.adapters.trl.state import CurriculumState
+from gradalign_trainer.fallbacks import Fallbacks
 from gradalign_trainer.measured import Measured
 
 __all__ = ["GradAlignGRPOTrainer", "GradAlignMixin"]
@@ -120,7 +121,7 @@ class GradAlignMixin(_Trainer):
             step=step,
             resumed=step > 0,
             snapshot=kept.snapshot,
-            fallbacks=kept.fallbacks,
+            fallbacks=Fallbacks.of(kept.fallbacks, kept.fallback_reasons),
         )
         self._on_main(self._link.reachable)
 
@@ -294,7 +295,9 @@ class GradAlignMixin(_Trainer):
         assert link is not None
         snapshot = self._on_main(lambda: link.snapshot(name))
         if self.args.should_save:
-            state = CurriculumState(self.gradalign.run_id, snapshot, self._refreshed, link.fallbacks)
+            state = CurriculumState(
+                self.gradalign.run_id, snapshot, self._refreshed, link.fallbacks, dict(link.reasons)
+            )
             state.write(Path(self._get_output_dir(trial=trial)) / name)
 
 

@@ -35,10 +35,10 @@ class ProblemRows:
 def problem_id(row: Mapping[str, Any], prompt_key: str = "prompt") -> str:
     """The id of a row as verl's dataset holds it."""
     info = row.get("extra_info") or {}
-    if info.get("problem_id"):
+    if info.get("problem_id") not in (None, ""):
         return str(info["problem_id"])
     truth = (row.get("reward_model") or {}).get("ground_truth")
-    return stable_id(row[prompt_key], truth, row.get("data_source") or "")
+    return stable_id(row[prompt_key], truth, "" if row.get("data_source") is None else str(row["data_source"]))
 
 
 def mark_problems(dataset: Any, prompt_key: str = "prompt") -> ProblemRows:
@@ -83,7 +83,7 @@ def batch_problem_ids(batch: Any) -> tuple[list[str], list[bool]]:
         GradAlignError: rows carry no id.
     """
     infos = batch.non_tensor_batch.get("extra_info")
-    if infos is None or any(not (info or {}).get("problem_id") for info in infos):
+    if infos is None or any((info or {}).get("problem_id") in (None, "") for info in infos):
         raise GradAlignError(
             "rows of the batch carry no extra_info.problem_id; GradAlignSampler writes it into verl's RLHFDataset. Is "
             "another sampler in data.sampler, or does a custom dataset drop extra_info? Then give rows an id there."
