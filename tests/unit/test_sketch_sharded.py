@@ -236,6 +236,7 @@ CHECKS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 def test_every_rank_has_the_sketch_of_the_whole_gradient(world, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
