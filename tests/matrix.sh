@@ -14,7 +14,7 @@ run() { # name, then NAME=value settings
     shift
     echo "==> $name"
     if env "$@" make --no-print-directory test ARGS="${ARGS:-}" 2>&1 | tee "$logs/$name.log"; then result=green; else result=RED failed=1; fi
-    table+=$(printf '%-24s %-6s %5d s  %s' "$name" "$result" $((SECONDS - began)) "$(tail -n 1 "$logs/$name.log")")$'\n'
+    table+=$(printf '%-26s %-6s %5d s  %s' "$name" "$result" $((SECONDS - began)) "$(tail -n 1 "$logs/$name.log")")$'\n'
 }
 
 for capability in default avx2; do

@@ -1,8 +1,10 @@
 """A base model that knows a little, and training runs on it."""
 
+import os
 import zlib
 
 import pytest
+from filelock import FileLock
 
 from gradalign_trainer.basemodel import BaseTraining, base_model
 from gradalign_trainer.config import TrainConfig
@@ -30,8 +32,11 @@ SMALL = {
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory):
-    """The folder of a base model that was taught for a few seconds."""
-    return base_model(tmp_path_factory.mktemp("models"), BaseTraining(steps=200, batch=128))
+    """The folder of a base model that was taught for a few seconds, once for all processes of the tests."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "models"
+    with FileLock(f"{folder}.lock"):
+        return base_model(folder, BaseTraining(steps=200, batch=128))
 
 
 def graded(problem, completion):
