@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 # One torch thread per process: the tests and the demo run two processes side by side.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo reproduce test lint format bench bench-sketch bench-scorer serve clean
+.PHONY: help install demo reproduce test test-fast test-matrix lint format bench bench-sketch bench-scorer serve clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -38,8 +38,14 @@ reproduce: $(STAMP) ## measure the paper's claims: all regimes, methods and seed
 serve: $(STAMP) ## run the scorer on 127.0.0.1:8000 with an embedded store
 	@$(BIN)/gradalign serve
 
-test: $(STAMP) ## run every test
-	@$(BIN)/python -m pytest -n 2 --dist worksteal
+test: $(STAMP) ## run every test; ARGS=... goes to pytest
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-fast: $(STAMP) ## unit and property tests that are not marked slow, for the inner loop
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests/unit tests/property $(ARGS)
+
+test-matrix: $(STAMP) ## make test by two instruction sets, one and two threads, and beside a load; a table at the end
+	@ARGS="$(ARGS)" PYTHON=$(BIN)/python tests/matrix.sh
 
 lint: $(STAMP) ## ruff and mypy --strict
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -18,6 +19,12 @@ from gradalign_scorer.store import (
 )
 
 pytest_plugins = ["collector", "scorers"]
+
+# A busy machine is slow: how long an example takes says nothing about what it shows.
+hypothesis.settings.register_profile(
+    "gradalign", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("gradalign")
 
 PROJECTION = Projection(dim=8, seed=0, parameters="ab" * 32)
 

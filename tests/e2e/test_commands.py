@@ -17,16 +17,17 @@ from gradalign_trainer.tracking import read_metrics
 CONFIGS = Path(__file__).parents[2] / "services/trainer/configs"
 SMALL = [
     "rounds=1", "pool_size=16", "validation_problems=4", "validation_rollouts=8", "updates_per_round=1", "dim=256",
-    "batch_problems=4", "evaluation=sampled", "data.reward=rewards_of_ours:first_digit",
+    "batch_problems=4", "evaluation=sampled", "data.reward=rewards_of_ours:graded",
 ]  # fmt: skip
 REWARD = """
-def first_digit(problem, completion):
-    right = completion[:1] == problem.answer[0]
-    return float(right != (problem.extra["grader"] == "inverted"))
+import zlib
+
+def graded(problem, completion):  # differs wherever completions do: groups have a signal whatever the policy knows
+    return zlib.crc32(f"{problem.problem_id} {completion}".encode()) / 2**32
 """
 
 
-def gradalign(*arguments, cwd, timeout=170, **environment):
+def gradalign(*arguments, cwd, timeout=500, **environment):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GRADALIGN_")}
     return subprocess.run(
         [sys.executable, "-m", "gradalign", *map(str, arguments)],
@@ -83,7 +84,7 @@ def test_a_trainer_that_is_killed_goes_on_from_its_checkpoint(scorer, base, tmp_
     process = subprocess.Popen(
         [sys.executable, "-m", "gradalign", *map(str, command)], cwd=tmp_path, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 500
     metrics = tmp_path / "run/metrics.jsonl"
     while not (metrics.exists() and len(read_metrics(tmp_path / "run")) > 3):
         assert process.poll() is None
@@ -111,9 +112,9 @@ def test_train_says_what_is_wrong_with_its_settings(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_demo_beats_random_choice_in_both_regimes(tmp_path):
-    found = gradalign("demo", cwd=tmp_path, timeout=580, HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    found = gradalign("demo", cwd=tmp_path, timeout=1700, HOME=str(tmp_path), HF_HUB_OFFLINE="1")
     assert found.returncode == 0, found.stderr
     differences = {}
     for line in found.stdout.splitlines():

@@ -36,7 +36,7 @@ def start(tmp_path, models):
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
         command = [sys.executable, reproduce_slice.__file__, tmp_path / "grid", url, models]
         process = subprocess.Popen(command, env=environment, start_new_session=True)
-        wait_until(lambda: read_results(tmp_path / "grid") or process.poll() is not None, 90)
+        wait_until(lambda: read_results(tmp_path / "grid") or process.poll() is not None, 500)
         assert process.poll() is None, "the grid ended by itself"
         return process
 
@@ -87,7 +87,7 @@ def test_a_grid_that_is_killed_alone_leaves_no_process(start):
     assert len(family) >= 4  # scorer, store, worker, and what multiprocessing keeps beside it
     process.kill()
     process.wait()
-    wait_until(lambda: not any(runs(each) for each in family), 30)
+    wait_until(lambda: not any(runs(each) for each in family))
 
 
 def runs(process):

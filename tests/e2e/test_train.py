@@ -83,7 +83,9 @@ def test_the_oracle_trains_on_good_problems_alone(play, data):
 
 
 def test_dynamic_sampling_fills_the_batch_with_groups_that_have_a_signal(play, data):
-    _, seen = play(None, strategy="random", mode="dynamic")
+    dull = {problem.problem_id for problem in data.pool[::2]}
+    half = replace(data, reward=lambda p, t: 1.0 if p.problem_id in dull else data.reward(p, t))
+    _, seen = play(None, strategy="random", mode="dynamic", data=half)
     for report in seen.reports[1:]:
         assert 0 < report.figures["kept"] <= 1
     spent = seen.reports[-1].figures["update_rollouts"]

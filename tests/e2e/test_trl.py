@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig
-from trlkit import VALIDATION_REWARD, first_digit, make_trainer, rows
+from trlkit import VALIDATION_REWARD, graded, make_trainer, rows
 
 from gradalign import Client, GradAlignError
 from gradalign_trainer.adapters.trl import GradAlignGRPOTrainer
@@ -57,7 +57,7 @@ def test_a_run_is_scored_weighed_and_logged_and_validation_leaves_no_trace(play,
     # Had validation rollouts been counted, rewards of a thousand and twice the tokens would be there.
     assert max(logged(trainer, "reward")) <= 1 < VALIDATION_REWARD
     assert max(logged(trainer, "num_tokens")) <= 4 * 16 * (6 + 4)
-    assert max(trainer._logs["rewards"]["first_digit"]) <= 1
+    assert max(trainer._logs["rewards"]["graded"]) <= 1
     with Client(scorer.url, run_id=run_id) as client:
         kinds = [record.kind for record in client.rounds()]
         assert kinds == ["refresh", "score", "score"] * 2
@@ -103,14 +103,24 @@ def test_weights_multiply_the_advantages_and_nothing_else_changes(play):
         def _score(self, ids, output, *, ready):
             before = output["advantages"].clone()
             super()._score(ids, output, ready=ready)
-            seen.append((before.view(-1, 4), output["advantages"].view(-1, 4)))
+            seen.extend(zip(ids[::4], before.view(-1, 4), output["advantages"].view(-1, 4), strict=True))
 
-    trainer = play(kind=Kept, max_steps=2)
+    pool = make_world("inverted", seed=3, pool=96, validation=8, heldout=24).pool
+    dull = {problem.problem_id for problem in pool[::4]}
+
+    def reward(problem_id, part, **columns):
+        marks = zip(graded(part=part, **columns), problem_id, part, strict=True)
+        return [1.0 if where == "pool" and name in dull else mark for mark, name, where in marks]
+
+    trainer = play(kind=Kept, reward_funcs=reward)
     trainer.train()
-    factors = torch.cat([(after / before).nan_to_num(0.0) for before, after in seen])
-    torch.testing.assert_close(factors.min(1).values, factors.max(1).values)
-    assert (factors == 0).any()
-    assert (factors > 0).any()
+    assert {name in dull for name, *_ in seen} == {True, False}
+    for name, before, after in seen:
+        factor = (after / before).nan_to_num(0.0)
+        torch.testing.assert_close(factor.min(), factor.max())
+        assert 0 <= factor.min() <= 1
+        assert not (name in dull and after.any())
+    assert any(after.any() for _, _, after in seen)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +199,7 @@ def test_training_goes_on_while_the_scorer_is_dead_and_takes_it_back(play, start
                 first.kill()
             if len(calls) == 4:
                 start_scorer("--port", port)
-        return first_digit(completions, part=part, **columns)
+        return graded(completions, part=part, **columns)
 
     trainer = play(url=first.url, reward_funcs=reward, max_steps=6)
     trainer.train()
@@ -210,7 +220,7 @@ def test_two_processes_share_one_curriculum(base, scorer, run_id, tmp_path):
     # Groups of four over six rows a process: the middle one lies on both.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     program = [str(ROOT / "tests/support/trlkit.py"), str(base), str(tmp_path), scorer.url, run_id, "both"]
-    ran = subprocess.run([*command, *program], capture_output=True, text=True, timeout=150, check=False)
+    ran = subprocess.run([*command, *program], capture_output=True, text=True, timeout=500, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
     assert first["weights"] == second["weights"]

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from trlkit import first_digit, make_trainer, rows
+from trlkit import graded, make_trainer, rows
 
 from gradalign import Client
 from gradalign_trainer.worlds import make_world
@@ -30,7 +30,7 @@ def test_the_commands_of_the_page_run(scorer, tmp_path):
     for command in commands:
         ran = subprocess.run(
             [sys.executable, *command, *SHORT, "--scorer", scorer.url, "--cache", str(tmp_path)],
-            cwd=ROOT, capture_output=True, text=True, timeout=150, check=False,
+            cwd=ROOT, capture_output=True, text=True, timeout=500, check=False,
         )  # fmt: skip
         assert ran.returncode == 0, ran.stderr[-3000:]
         told.append(json.loads(ran.stdout.splitlines()[-1]))
@@ -49,7 +49,7 @@ def test_the_block_of_the_page_runs(base, scorer, run_id, tmp_path):
         "args": like.args,
         "dataset": rows(world.pool),
         "trusted": rows(world.validation, "validation"),
-        "reward": first_digit,
+        "reward": graded,
     }
     exec(code, scope)
     assert scope["trainer"].state.global_step == 1

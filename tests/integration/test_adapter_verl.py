@@ -302,7 +302,7 @@ def test_sharded_over_two_ranks_it_is_the_same_gradient(settings, close, tmp_pat
         subprocess.Popen([*command, str(rank), str(tmp_path / "meet")], env={**os.environ, "PYTHONPATH": path})
         for rank in range(2)
     ]
-    assert [process.wait(timeout=90) for process in started] == [0, 0]
+    assert [process.wait(timeout=300) for process in started] == [0, 0]
     for rank in range(2):
         ids, rollouts, sketches = torch.load(tmp_path / f"meet.{rank}")
         assert (ids, rollouts) == (["a", "b", "c"], [5, 5, 5])

@@ -27,9 +27,9 @@ def wide(projection):
 
 @pytest.fixture(scope="module")
 def impatient(scorer, valkey_url):
-    """A scorer that gives a client half a second to take more, and holds 2 MiB of replies that are not taken."""
+    """A scorer that gives a client a second and a half to take more, and holds 2 MiB of replies that are not taken."""
     process = type(scorer)(
-        valkey_url, BODY_SECONDS="0.5", MAX_BODY_BYTES=str(8 * MIB), MAX_ADMITTED_BYTES=str(16 * MIB)
+        valkey_url, BODY_SECONDS="1.5", MAX_BODY_BYTES=str(8 * MIB), MAX_ADMITTED_BYTES=str(16 * MIB)
     )
     yield process
     process.end()
@@ -67,7 +67,7 @@ def score_twice(client, run, wide, projection):
 def test_a_client_that_takes_nothing_of_its_reply_is_given_up(impatient, run, wide, projection):
     with small_window(impatient.address) as raw, Client(impatient.url, run_id=run) as client:
         raw.sendall(b"".join(score_message(run, *wide, projection, request_id="late")) + pages(run))
-        wait_until(lambda: "took none for 0.5 s" in impatient.log.read_text())
+        wait_until(lambda: "took none for 1.5 s" in impatient.log.read_text())
         assert drain(raw) < 6 * MIB
         score_twice(client, run, wide, projection)
 
@@ -80,7 +80,7 @@ def test_a_client_that_is_slow_but_goes_on_gets_all_of_its_reply(impatient, run,
         for _ in range(PAGES):
             status, _, body = read_reply(slow)
             assert (status, len(json.loads(body)["problems"])) == (200, 1000)
-    assert slow.seconds > 1.5  # three times what a client may take nothing for
+    assert slow.seconds > 3.0  # twice what a client may take nothing for
 
 
 class SlowReader:
@@ -91,7 +91,7 @@ class SlowReader:
 
     def recv(self, size):
         if self.taken < 4 * MIB:
-            time.sleep(0.05)
+            time.sleep(0.07)
             self.seconds = time.monotonic() - self.began
         received = self.raw.recv(size)
         self.taken += len(received)
@@ -100,9 +100,9 @@ class SlowReader:
 
 def test_many_slow_readers_leave_memory_bounded_and_others_served(start_scorer, run_id, wide, projection):
     """Forty clients that leave selections of 3 MiB each: the last thirty of them held would be 90 MiB."""
-    scorer = start_scorer(MAX_BODY_BYTES=str(8 * MIB), MAX_ADMITTED_BYTES=str(16 * MIB))
+    scorer = start_scorer(MAX_BODY_BYTES=str(8 * MIB), MAX_ADMITTED_BYTES=str(16 * MIB), BODY_SECONDS="3600")
     process = psutil.Process(scorer.process.pid)
-    with Client(scorer.url, run_id=run_id, timeout=10) as client:
+    with Client(scorer.url, run_id=run_id, timeout=120) as client:
         client.refresh_validation(wide[0][:8], wide[1][:8], policy_version=0, projection=projection)
         for part in range(3):
             client.score([f"{part}-{i}" for i in wide[0]], wide[1], policy_version=0, projection=projection)
@@ -119,9 +119,7 @@ def test_many_slow_readers_leave_memory_bounded_and_others_served(start_scorer, 
                 readers.append(raw)
                 raw.sendall(3 * message)
                 wait_until(lambda n=number: scorer.log.read_text().count("route=/select") > n + 1)
-                began = time.monotonic()
-                assert client.run().run_id == run_id
-                assert time.monotonic() - began < 5
+                assert client.run().run_id == run_id  # it waits for none of them, which would take an hour
                 sizes.append(process.memory_info().rss)
             wait_until(lambda: scorer.log.read_text().count("others need the memory") > 25)
             assert max(sizes) < sizes[9] + 30 * MIB
@@ -139,7 +137,9 @@ def test_a_connection_reset_while_its_reply_is_written_harms_nobody(impatient, r
             raw.sendall(b"".join(score_message(run, *wide, projection, request_id=f"r{number}")) + pages(run))
             received = 0
             while received < taken:
-                received += len(raw.recv(min(1 << 16, taken - received)))
+                piece = raw.recv(min(1 << 16, taken - received))
+                assert piece, "it was given up"
+                received += len(piece)
             wait_until(lambda n=number: client.run().rounds == n + 2)
             reset(raw)
             again = client.score(*wide, policy_version=0, projection=projection, request_id=f"r{number}")

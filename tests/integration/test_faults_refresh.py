@@ -8,7 +8,7 @@ from gradalign import Client, Projection
 
 DIM, ROWS = 64, 40
 PROJECTION = Projection(dim=DIM, seed=0, parameters="cd" * 32)
-SCORERS, ROUNDS = 6, 70
+SCORERS, ROUNDS, VERSIONS = 6, 70, 20
 
 
 def test_every_reply_of_a_race_was_computed_against_the_version_it_names(scorer, start_scorer, run_id):
@@ -29,7 +29,9 @@ def test_every_reply_of_a_race_was_computed_against_the_version_it_names(scorer,
             done.wait(0.01)
 
     def score(client):
-        for _ in range(ROUNDS):
+        done = 0
+        while done < ROUNDS or len({reply.validation_version for reply in replies}) <= VERSIONS:
+            done += 1
             replies.append(client.score(ids, sketches, policy_version=0, projection=PROJECTION))
 
     def guarded(act, url):
@@ -49,13 +51,13 @@ def test_every_reply_of_a_race_was_computed_against_the_version_it_names(scorer,
     for thread in (refresher, *scoring):
         thread.start()
     for thread in scoring:
-        thread.join(120)
+        thread.join(300)
     done.set()
-    refresher.join(30)
+    refresher.join(120)
 
     assert errors == []
-    assert len(replies) == SCORERS * ROUNDS
-    assert len({reply.validation_version for reply in replies}) > 20  # it was a race
+    assert len(replies) >= SCORERS * ROUNDS
+    assert len({reply.validation_version for reply in replies}) > VERSIONS  # it was a race
     for reply in replies:
         vector = vectors[reply.validation_version]
         want = [rows[i] @ vector / np.linalg.norm(rows[i]) / np.linalg.norm(vector) for i in reply.problem_ids]

@@ -1,11 +1,11 @@
 """Orderly ends: a rolling restart under load that no trainer notices, and SIGTERM with clients that hold on."""
 
 import json
+import select
 import shutil
 import signal
 import subprocess
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ class Trainer(threading.Thread):
 
     def __init__(self, urls, run_id, sketches, projection):
         super().__init__(daemon=True)
-        self.client = Client(urls, run_id=run_id, timeout=20)
+        self.client = Client(urls, run_id=run_id, timeout=120)
         self.sketches, self.projection = sketches, projection
         self.ids = [f"p{i}" for i in range(len(sketches))]
         self.scored = self.refreshed = self.picked = 0
@@ -45,7 +45,7 @@ class Trainer(threading.Thread):
     def faults(self):
         """What the store holds otherwise than this trainer counted."""
         self.enough.set()
-        self.join(60)
+        self.join(120)
         with self.client as client:
             assert self.error is None, self.error
             states = [client.problem(i) for i in self.ids]
@@ -64,12 +64,12 @@ def test_a_rolling_restart_of_two_scorers_reaches_no_trainer(start_scorer, run_i
     for number in (0, 1, 0, 1):
         before = [trainer.scored for trainer in trainers]
         scorers[number].process.send_signal(signal.SIGTERM)
-        assert scorers[number].process.wait(timeout=30) == 0
+        assert scorers[number].process.wait(timeout=120) == 0
         scorers[number].folder.cleanup()
         scorers[number] = start_scorer("--port", ports[number], "--drain-seconds", "0.3")
         with scorers[number].http() as http:
             wait_until(lambda h=http: h.get("/readyz").status_code == 200)
-        wait_until(lambda b=before: all(t.error or t.scored > n + 3 for t, n in zip(trainers, b, strict=True)), 60)
+        wait_until(lambda b=before: all(t.error or t.scored > n + 3 for t, n in zip(trainers, b, strict=True)))
     for trainer in trainers:
         trainer.faults()
 
@@ -80,21 +80,21 @@ def test_one_url_rides_out_a_restart_by_its_retries(start_scorer, run_id, sketch
     trainer = Trainer(scorer.url, run_id, sketches, projection)
     with trainer.client:
         trainer.client.health()
-    trainer.client = Client(scorer.url, run_id=run_id, timeout=20, retries=30)
+    trainer.client = Client(scorer.url, run_id=run_id, timeout=120, retries=30)
     trainer.start()
     wait_until(lambda: trainer.error or trainer.scored > 3)
     scorer.process.send_signal(signal.SIGTERM)
-    assert scorer.process.wait(timeout=30) == 0
+    assert scorer.process.wait(timeout=120) == 0
     start_scorer("--port", str(scorer.address[1]))
     at = trainer.scored
-    wait_until(lambda: trainer.error or trainer.scored > at + 3, 60)
+    wait_until(lambda: trainer.error or trainer.scored > at + 3)
     trainer.faults()
 
 
 def test_sigterm_drains_and_ends_within_its_grace_whoever_holds_on(start_scorer, run_id, projection):
     """A stalled sender, a slow reader and an idle connection are attached; a request that is on its way is answered."""
-    drain, grace = 0.5, 3.0
-    scorer = start_scorer(DRAIN_SECONDS=str(drain), GRACE_SECONDS=str(grace))  # body_seconds is 30
+    # Were one of them waited for, the end would come when a body may, in an hour.
+    scorer = start_scorer(DRAIN_SECONDS="0.5", GRACE_SECONDS="6", BODY_SECONDS="3600")
     ids = [f"p{i:04}-" + "x" * 240 for i in range(4000)]
     sketches = np.ones((4000, projection.dim), np.float16)
     with Client(scorer.url, run_id=run_id, retries=0) as client, scorer.http() as http:
@@ -108,21 +108,13 @@ def test_sigterm_drains_and_ends_within_its_grace_whoever_holds_on(start_scorer,
         late.sendall(top + body[:-10])
         wait_until(lambda: http.get("/health").json()["admitted_requests"] == 2)
         scorer.process.send_signal(signal.SIGTERM)
-        began = time.monotonic()
         wait_until(lambda: http.get("/readyz").status_code == 503)
-        time.sleep(drain + 1.0)
-        try:
-            client.health()
-            raise AssertionError("a connection was accepted behind the drain")
-        except UnavailableError:
-            pass
+        wait_until(lambda: refuses(client))  # behind the drain no connection is accepted
         late.sendall(body[-10:])
         status, headers, reply = read_reply(late)
         assert (status, headers["connection"]) == (200, "close")
         assert len(json.loads(reply)["problem_ids"]) == 100
-        scorer.process.wait(timeout=30)
-        # Ten times a second it is looked whether to go on; and the process has its own end.
-        assert time.monotonic() - began < drain + grace + 2.5
+        scorer.process.wait(timeout=120)
         assert scorer.process.returncode == 0
         for raw in (stalled, late, idle, reader):
             raw.close()
@@ -132,6 +124,15 @@ def test_sigterm_drains_and_ends_within_its_grace_whoever_holds_on(start_scorer,
     with Client(heir.url, run_id=run_id) as client:
         assert client.run().rounds == 3
         assert client.problem(ids[0]).times_scored == 2
+
+
+def refuses(client):
+    """Whether a new connection is refused."""
+    try:
+        client.health()
+    except UnavailableError:
+        return True
+    return False
 
 
 def test_what_is_computed_when_sigterm_comes_is_answered(start_scorer, run_id, sketches, problem_ids, projection):
@@ -144,7 +145,10 @@ def test_what_is_computed_when_sigterm_comes_is_answered(start_scorer, run_id, s
     for raw in connections:
         raw.sendall(b"".join(score_message(run_id, ids, wide, projection)))
     with scorer.http() as http:
-        wait_until(lambda: http.get("/health").json()["admitted_requests"] >= 1, 5)
+        # One that is answered already was admitted too.
+        wait_until(
+            lambda: select.select(connections, [], [], 0)[0] or http.get("/health").json()["admitted_requests"] >= 1
+        )
         scorer.process.send_signal(signal.SIGTERM)
     statuses = []
     for raw in connections:
@@ -153,7 +157,7 @@ def test_what_is_computed_when_sigterm_comes_is_answered(start_scorer, run_id, s
         except (AssertionError, ConnectionError):
             statuses.append(None)  # it was not admitted yet: closed without a word, to be sent again
         raw.close()
-    assert scorer.process.wait(timeout=30) == 0
+    assert scorer.process.wait(timeout=120) == 0
     assert statuses.count(200) >= 1
     heir = start_scorer()
     with Client(heir.url, run_id=run_id) as client:
@@ -171,7 +175,7 @@ def test_more_work_than_the_grace_allows_is_cut_off_and_nothing_of_it_is_half_st
     answered, lost = [], []
 
     def train():
-        with Client(scorer.url, run_id=run_id, retries=0, timeout=60) as own:
+        with Client(scorer.url, run_id=run_id, retries=0, timeout=120) as own:
             try:
                 answered.append(own.score(ids, sketches, policy_version=0, projection=wide, strategy="diverse"))
             except UnavailableError as error:
@@ -181,15 +185,13 @@ def test_more_work_than_the_grace_allows_is_cut_off_and_nothing_of_it_is_half_st
     for trainer in trainers:
         trainer.start()
     with scorer.http() as http:
-        wait_until(lambda: http.get("/health").json()["admitted_requests"] == 6)
+        wait_until(lambda: http.get("/health").json()["admitted_requests"] + len(answered) >= 6)
     scorer.process.send_signal(signal.SIGTERM)
-    began = time.monotonic()
-    assert scorer.process.wait(timeout=30) == 0
-    assert time.monotonic() - began < 2 + 1 + 1 + 4  # the grace, what ends then, the compute thread, and slack
+    assert scorer.process.wait(timeout=120) == 0
     for trainer in trainers:
-        trainer.join(30)
+        trainer.join(120)
     assert len(answered) + len(lost) == 6
-    assert lost
+    assert lost  # all six would be answered, were they waited for
     heir = start_scorer()
     with Client(heir.url, run_id=run_id) as client:
         stored = client.run().rounds - 1
@@ -212,7 +214,7 @@ def test_idle_clients_that_speak_tls_do_not_hold_up_the_end(
     with Client(scorer.url, run_id=run_id, ca_file=cert) as client:
         client.refresh_validation(problem_ids, sketches, policy_version=0, projection=projection)
         scorer.process.send_signal(signal.SIGTERM)
-        assert scorer.process.wait(timeout=10) == 0
+        assert scorer.process.wait(timeout=25) == 0
     log = scorer.log.read_text()
     assert "hung up" not in log
     assert "Traceback" not in log

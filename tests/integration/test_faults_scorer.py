@@ -66,7 +66,7 @@ def test_a_killed_scorer_loses_nothing_it_acknowledged(
     sent, selected = 0, 0
     for life in range(2):
         scorer = start_scorer(*flags, redis_url=None)
-        with Client(scorer.url, run_id=run_id, retries=0, timeout=10) as client:
+        with Client(scorer.url, run_id=run_id, retries=0, timeout=120) as client:
             if life == 0:
                 client.refresh_validation(problem_ids, sketches, policy_version=0, projection=projection)
             state = client.run()

@@ -31,7 +31,7 @@ class Trainer(threading.Thread):
 
     def __init__(self, url, run_id, ids, sketches, projection):
         super().__init__(daemon=True)
-        self.client = Client(url, run_id=run_id, retries=40, timeout=10)
+        self.client = Client(url, run_id=run_id, retries=40, timeout=120)
         self.request = (ids, sketches)
         self.projection = projection
         self.rounds = 0
@@ -47,7 +47,7 @@ class Trainer(threading.Thread):
         except Exception as error:
             self.error = error
 
-    def wait_for(self, rounds, seconds=30):
+    def wait_for(self, rounds, seconds=120):
         deadline = time.monotonic() + seconds
         while self.rounds < rounds:
             assert self.error is None, self.error
@@ -56,7 +56,7 @@ class Trainer(threading.Thread):
 
     def finish(self):
         self.enough.set()
-        self.join(30)
+        self.join(120)
         assert self.error is None, self.error
         assert not self.is_alive()
 
@@ -87,7 +87,7 @@ def test_the_store_is_restarted_in_the_middle_of_scoring(
 def test_a_hanging_store_is_a_503_and_a_waking_one_serves_again(
     own_scorer, valkey, run_id, problem_ids, sketches, projection
 ):
-    with Client(own_scorer.url, run_id=run_id, retries=0, timeout=40) as client:
+    with Client(own_scorer.url, run_id=run_id, retries=0, timeout=120) as client:
         client.refresh_validation(problem_ids, sketches, policy_version=0, projection=projection)
         os.kill(valkey.pid, signal.SIGSTOP)
         try:
@@ -95,11 +95,11 @@ def test_a_hanging_store_is_a_503_and_a_waking_one_serves_again(
                 began = time.monotonic()
                 assert http.get("/livez").status_code == 200
                 assert http.get("/readyz").status_code == 503
-                assert time.monotonic() - began < 5
+                assert time.monotonic() - began < 60
             began = time.monotonic()
             with pytest.raises(Unavailable, match="store does not answer") as caught:
                 client.score(problem_ids, sketches, policy_version=1, projection=projection)
-            assert time.monotonic() - began < 15
+            assert time.monotonic() - began < 60
             assert caught.value.retry_after is not None
         finally:
             os.kill(valkey.pid, signal.SIGCONT)
@@ -121,7 +121,7 @@ def test_a_full_store_is_a_503_and_deleting_a_run_helps(own_scorer, valkey, run_
             client.score(problem_ids, sketches, policy_version=1, projection=projection)
         assert client.run().policy_version == 0
         old.delete_run()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while raw.info("memory")["lazyfree_pending_objects"] and time.monotonic() < deadline:
             time.sleep(0.05)
         client.score(problem_ids, sketches, policy_version=1, projection=projection)
@@ -137,7 +137,7 @@ def test_a_scorer_that_starts_before_its_store_waits_for_it(
         assert http.get("/livez").status_code == 200
         assert http.get("/readyz").status_code == 503
         with EmbeddedServer(folder):
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 120
             while http.get("/readyz").status_code != 200 and time.monotonic() < deadline:
                 time.sleep(0.05)
             with Client(scorer.url, run_id=run_id, retries=0) as client:

@@ -151,7 +151,7 @@ def test_chunked_bodies_still_work(scorer, run, large):
     _, body = request_bytes(run, *large)
     pieces = (body[start : start + MIB] for start in range(0, len(body), MIB))
     reply = httpx.post(
-        f"{scorer.url}/score", content=pieces, headers={"Content-Type": "application/msgpack"}, timeout=30
+        f"{scorer.url}/score", content=pieces, headers={"Content-Type": "application/msgpack"}, timeout=120
     )
     assert len(reply.json()["problem_ids"]) == ROWS
 
@@ -255,7 +255,7 @@ def test_a_repeated_large_request_is_answered_from_the_store(scorer, run, large)
             bytes(p) for p in CallBuilder(run, None).score(ids, changed, 0, PROJECTION, request_id="again").parts
         )
         reply = httpx.post(
-            f"{scorer.url}/score", content=body, headers={"Content-Type": "application/msgpack"}, timeout=30
+            f"{scorer.url}/score", content=body, headers={"Content-Type": "application/msgpack"}, timeout=120
         )
         assert reply.status_code == 409
         assert reply.json()["error"]["type"] == "request_id_reused"
@@ -264,6 +264,6 @@ def test_a_repeated_large_request_is_answered_from_the_store(scorer, run, large)
             bytes(p) for p in CallBuilder(run, None).score(ids, swapped, 0, PROJECTION, request_id="again").parts
         )
         assert httpx.post(
-            f"{scorer.url}/score", content=body, headers={"Content-Type": "application/msgpack"}, timeout=30
+            f"{scorer.url}/score", content=body, headers={"Content-Type": "application/msgpack"}, timeout=120
         ).status_code == 409  # fmt: skip
     assert msgpack.packb(first.to_map())

@@ -60,7 +60,7 @@ def test_a_round_is_told_as_it_is_committed(scorer, run, problem_ids, sketches, 
         thread.start()
         started = time.monotonic()
         name, place, data = next(events)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 60
         thread.join()
     (record,) = run.rounds(after=3)
     assert (name, data) == ("round", record.to_map())
@@ -110,14 +110,14 @@ def test_a_place_that_is_none_is_refused(scorer, run, place):
 def test_only_so_many_watch_at_once(start_scorer, run):
     process = start_scorer(MAX_STREAMS="2")
     with watching(process, run.run_id), watching(process, run.run_id), process.http() as http:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while (reply := http.get(f"/runs/{run.run_id}/events", headers={"Connection": "close"})).status_code == 200:
             assert time.monotonic() < deadline
         assert reply.status_code == 429
         assert "GRADALIGN_MAX_STREAMS" in reply.json()["error"]["message"]
         assert int(reply.headers["Retry-After"]) >= 1
     with process.http() as http:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while True:  # a closed one gives its place back
             with http.stream("GET", f"/runs/{run.run_id}/events") as reply:
                 if reply.status_code == 200:
@@ -128,13 +128,11 @@ def test_only_so_many_watch_at_once(start_scorer, run):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_scorer_that_ends_ends_its_streams(start_scorer, run, number):
-    process = start_scorer("--grace-seconds", "20")
+    process = start_scorer("--grace-seconds", "3600")
     with watching(process, run.run_id) as events:
-        started = time.monotonic()
         process.process.send_signal(number)
         assert list(events) == []  # a whole reply, not a broken one
-    assert process.process.wait(timeout=20) == 0
-    assert time.monotonic() - started < 8
+    assert process.process.wait(timeout=120) == 0  # without its grace having passed
 
 
 def test_a_stream_outlives_its_store(start_scorer, run_id, tmp_path, problem_ids, sketches, projection):
@@ -144,7 +142,7 @@ def test_a_stream_outlives_its_store(start_scorer, run_id, tmp_path, problem_ids
         process = start_scorer(redis_url=server.url)
         with Client(process.url, run_id=run_id) as client:
             client.refresh_validation(problem_ids, sketches, policy_version=1, projection=projection)
-        lines = httpx.stream("GET", f"{process.url}/runs/{run_id}/events", timeout=20)
+        lines = httpx.stream("GET", f"{process.url}/runs/{run_id}/events", timeout=120)
         reply = lines.__enter__()
         assert reply.status_code == 200
     with EmbeddedServer(tmp_path), Client(process.url, run_id=run_id) as client:

@@ -11,11 +11,13 @@ MSGPACK = {"Content-Type": "application/msgpack"}
 MIB = 1 << 20
 
 
+LIMITS = {"MAX_BODY_BYTES": "4194304", "MAX_ADMITTED_BYTES": "8388608", "MAX_JSON_BYTES": "1048576"}
+
+
 @pytest.fixture(scope="module")
 def small(scorer, valkey_url):
     """A scorer with low limits."""
-    limits = {"MAX_BODY_BYTES": "4194304", "MAX_ADMITTED_BYTES": "8388608", "MAX_JSON_BYTES": "1048576"}
-    process = type(scorer)(valkey_url, BODY_SECONDS="1", **limits)
+    process = type(scorer)(valkey_url, BODY_SECONDS="1", **LIMITS)
     yield process
     assert "Traceback" not in process.log.read_text()
     process.end()
@@ -105,7 +107,7 @@ class TestHeads:
         with small.connect() as raw:
             raw.sendall(start)
             reply = everything(raw)
-        assert 0.5 < time.monotonic() - began < 10
+        assert time.monotonic() - began > 0.5
         assert reply.startswith(b"HTTP/1.1 400 ")
         assert b"within 1 s" in reply
 
@@ -194,18 +196,24 @@ class TestLists:
         refused(http.request(method, path.format("x" * 129)), 422, "invalid_value", "1 to 128")
 
 
-def test_json_claims_the_memory_that_its_objects_take(small, http):
+def test_json_claims_the_memory_that_its_objects_take(start_scorer):
+    patient = start_scorer(BODY_SECONDS="3600", **LIMITS)  # what is sent slowly is still on its way when others come
+    with patient.http() as http:
+        claims(patient, http)
+
+
+def claims(scorer, http):
     head = b"POST /select HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 400000\r\n\r\n"
-    with small.connect() as slow:
+    with scorer.connect() as slow:
         slow.sendall(head)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 120
         while http.get("/health").json()["admitted_requests"] != 1:
             assert time.monotonic() < deadline
         # 16 times 400 kB of the 8 MiB are taken: as much again does not fit, and so many bytes of sketches do.
         refused(http.post("/select", content=b"x" * 400_000, headers=JSON), 429, "overloaded", "ADMITTED_BYTES")
         refused(http.post("/score", content=b"\xc1" * 400_000, headers=MSGPACK), 400, "malformed")
     alone = http.post("/select", content=b"x" * MIB, headers=JSON)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 120
     while alone.status_code == 429 and time.monotonic() < deadline:
         alone = http.post("/select", content=b"x" * MIB, headers=JSON)
     refused(alone, 400, "malformed")

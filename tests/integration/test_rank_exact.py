@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -97,7 +98,8 @@ def test_exact_is_the_reference_s_number_and_order(files, scorer, tmp_path, caps
     assert list(found) == sorted(expected)
     assert np.std(list(expected.values())) > 0.02  # or agreement would mean nothing
     assert found == pytest.approx(expected, abs=1e-5)
-    assert ordered(found) == ordered(expected)
+    wanted = [expected[group] for group in ordered(found)]
+    assert all(better >= worse - 2e-5 for better, worse in pairwise(wanted))  # each of them may be off by 1e-5
     printed = float(re.search(r"Spearman .* (\d\.\d+)", capsys.readouterr().out)[1])
     assert 0.9 < printed <= 1
 

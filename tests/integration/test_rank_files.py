@@ -156,7 +156,7 @@ def test_killed_and_resumed_it_gives_what_an_unbroken_one_gives(files, scorer, t
     broken = command(files, scorer.url, tmp_path / "s.jsonl", *flags, train="long.json")
     process = subprocess.Popen([sys.executable, "-m", "gradalign", *broken], stderr=subprocess.DEVNULL)
     lines = tmp_path / "s.jsonl.progress/groups.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not lines.exists() or lines.read_text().count("\n") < 5:
         assert process.poll() is None
         assert time.monotonic() < deadline

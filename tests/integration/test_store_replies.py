@@ -168,7 +168,7 @@ def test_concurrent_writers_of_two_processes_lose_no_update(kit, request):
     code = WRITER.format(folder=folder, url=kit.url, run_id=kit.run_id)
     writers = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(2)]
     for writer in writers:
-        _, errors = writer.communicate(timeout=120)
+        _, errors = writer.communicate(timeout=300)
         assert writer.returncode == 0, errors.decode()
 
     async def go(store):

@@ -106,7 +106,7 @@ def test_verl_s_own_loader_and_actor(scorer, run_id, tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -22,7 +22,7 @@ def gradalign(*arguments, **environment):
     return subprocess.run(
         [sys.executable, "-m", "gradalign", *arguments],
         env={**clean, "COLUMNS": "120", **environment},
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ class TestTop:
 
         def until(words):
             nonlocal seen
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 120
             while words not in seen:
                 assert time.monotonic() < deadline, seen[-3000:]
                 if select.select([parent], [], [], 0.2)[0]:
@@ -131,7 +131,7 @@ class TestTop:
             calm.round()
             until(b"policy 20,")
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=10) == 0
+            assert process.wait(timeout=120) == 0
         finally:
             process.kill()
             os.close(parent)

@@ -33,7 +33,7 @@ def problems(draw):
 
 
 @pytest.mark.parametrize("write", [write_jsonl, write_parquet])
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(problems())
 def test_files_give_back_what_was_written(write, tmp_path, written):
     path = tmp_path / f"problems.{write.__name__.removeprefix('write_')}"
@@ -54,7 +54,7 @@ def test_any_record_is_a_problem_or_bad_in_our_own_words(record):
         parsed.problem.prompt.encode()
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(st.binary(max_size=60), max_size=5))
 def test_any_bytes_are_read_or_refused_in_our_own_words(tmp_path, lines):
     path = tmp_path / "a.jsonl"

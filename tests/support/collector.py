@@ -39,7 +39,7 @@ class Collector(ThreadingHTTPServer):
 
     def trace(self, trace_id: str, count: int = 1) -> list[Span]:
         """The spans of a trace, the first to begin first, once there are so many."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while True:
             found = [span for span in self.spans() if span.trace_id.hex() == trace_id]
             if len(found) >= count:

@@ -4,6 +4,7 @@ python tests/support/reproduce_slice.py FOLDER SCORER_URL MODELS      # an empty
 """
 
 import sys
+import zlib
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +14,7 @@ from gradalign_trainer.reproduce.grid import GridSettings, run_grid
 
 METHODS = ("random", "cosine", "dapo", "full+val", "oracle")
 SMALL = {
-    "reward": "reproduce_slice:first_digit",
+    "reward": "reproduce_slice:graded",
     "rounds": 2,
     "evaluate_every": 1,
     "pool_size": 32,
@@ -25,9 +26,10 @@ SMALL = {
 }
 
 
-def first_digit(problem, completion):
-    """A reward that a policy in its first steps earns now and then."""
-    return float(completion[:1] == problem.answer[0])
+def graded(problem, completion):
+    """Differs wherever completions do, so that validation has a signal; every other problem of the pool has none."""
+    mark = zlib.crc32(f"{problem.problem_id} {completion}".encode()) / 2**32
+    return mark if problem.source.startswith("validation") or int(problem.problem_id[-1], 16) % 2 else 1.0
 
 
 def slice_of(folder, url, models, **changes):

@@ -19,7 +19,7 @@ import redis
 from gradalign import Projection
 from gradalign_scorer.store import EmbeddedServer
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 PROJECTION = Projection(dim=32, seed=3, parameters="ab" * 32)
 
 
@@ -62,11 +62,11 @@ class ScorerProcess:
 
     def connect(self) -> socket.socket:
         """A raw connection."""
-        return socket.create_connection(self.address, timeout=20)
+        return socket.create_connection(self.address, timeout=120)
 
     def http(self, **settings: object) -> httpx.Client:
         """A plain HTTP client, without our retries."""
-        return httpx.Client(base_url=self.url, timeout=30, **settings)
+        return httpx.Client(base_url=self.url, timeout=120, **settings)
 
     def kill(self) -> None:
         """End it at once, as a machine that fails does."""
@@ -77,7 +77,7 @@ class ScorerProcess:
         """End it in good order; the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-        status = self.process.wait(timeout=30)
+        status = self.process.wait(timeout=120)
         self.folder.cleanup()
         return status
 
@@ -152,7 +152,7 @@ def serve() -> Callable[..., subprocess.CompletedProcess[str]]:
             env={**clean, **{f"GRADALIGN_{k}": v for k, v in environment.items()}},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
             check=False,
         )
 

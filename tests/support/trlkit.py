@@ -2,6 +2,7 @@
 
 import json
 import sys
+import zlib
 
 import torch
 from datasets import Dataset
@@ -37,14 +38,11 @@ def rows(problems, part="pool", **more):
     )
 
 
-def first_digit(completions, answer, part, grader, **kwargs):
-    """Earned now and then by a policy in its first steps; far higher on validation problems, so that it shows."""
-    right = [
-        (said[:1] == wanted[0]) != (by == "inverted")
-        for said, wanted, by in zip(completions, answer, grader, strict=True)
-    ]
+def graded(completions, answer, part, **kwargs):
+    """Differs wherever completions do, so that groups have a signal; far higher on validation problems, so that it shows."""
+    marks = [zlib.crc32(f"{wanted} {said}".encode()) / 2**32 for said, wanted in zip(completions, answer, strict=True)]
     return [
-        good * (VALIDATION_REWARD if where == "validation" else 1.0) for good, where in zip(right, part, strict=True)
+        mark * (VALIDATION_REWARD if where == "validation" else 1.0) for mark, where in zip(marks, part, strict=True)
     ]
 
 
@@ -56,7 +54,7 @@ def make_trainer(base, output, url, run_id, *, kind=GradAlignGRPOTrainer, gradal
         "validation_dataset": rows(world.validation, "validation"),
         "dim": 512,
         "refresh_every": 2,
-        "timeout": 20.0,
+        "timeout": 120.0,
         "retries": 0,
         **(gradalign or {}),
     }
@@ -66,7 +64,7 @@ def make_trainer(base, output, url, run_id, *, kind=GradAlignGRPOTrainer, gradal
         train_dataset=rows(world.pool) if pool is None else pool,
         args=GRPOConfig(output_dir=str(output), **{**SMALL, **settings}),
         gradalign=GradAlignConfig(scorer_url=url, run_id=run_id, **config),
-        **{"reward_funcs": first_digit, **own},
+        **{"reward_funcs": graded, **own},
     )
 
 

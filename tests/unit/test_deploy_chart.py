@@ -28,7 +28,7 @@ needs_helm = pytest.mark.skipif(shutil.which("helm") is None, reason="no helm on
 def helm(*arguments, home):
     environment = {**os.environ, "HOME": str(home), "HELM_CACHE_HOME": str(home), "HELM_CONFIG_HOME": str(home)}
     return subprocess.run(
-        ["helm", *arguments], check=False, capture_output=True, text=True, env=environment, timeout=60
+        ["helm", *arguments], check=False, capture_output=True, text=True, env=environment, timeout=120
     )
 
 

@@ -30,7 +30,7 @@ def promtool(*arguments):
             "there is no promtool on the PATH (Debian: apt-get install prometheus); only the structure was checked"
         )
     done = subprocess.run(
-        ["promtool", *arguments], cwd=PROMETHEUS, capture_output=True, text=True, timeout=60, check=False
+        ["promtool", *arguments], cwd=PROMETHEUS, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -1,6 +1,7 @@
 """What `/metrics` counts: answers by the template of their route, errors included, and the parts of a score."""
 
 import asyncio
+import time
 
 import pytest
 from prometheus_client import generate_latest
@@ -114,9 +115,11 @@ def test_waiting_for_a_slow_sender_is_no_part_of_what_waits_for_it(metrics):
             sum(range(2_000_000))  # work, some tens of milliseconds
         await task
 
+    began = time.perf_counter()
     asyncio.run(receive(Body("application/msgpack", memoryview(bytearray(8)), arrived=0)))
+    whole = time.perf_counter() - began
     assert seconds(metrics, "receive") >= 0.2
-    assert 0.005 < seconds(metrics, "compute") < 0.2
+    assert 0.005 < seconds(metrics, "compute") <= whole - 0.2
 
 
 def test_committed_rounds_are_counted(metrics):

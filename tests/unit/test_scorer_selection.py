@@ -212,9 +212,9 @@ class TestWhatMustNotMatter:
 
 def seconds(act):
     def once():
-        started = time.perf_counter()
+        started = time.thread_time()
         act()
-        return time.perf_counter() - started
+        return time.thread_time() - started
 
     return min(once() for _ in range(3))
 

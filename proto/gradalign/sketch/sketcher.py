@@ -47,7 +47,9 @@ class Sketcher:
         preconditioner: a frozen diagonal that gradients are multiplied by first; `for_validation()` gives the Sketcher of
             the validation side.
         reproducible: sum in fixed point, so that equal gradients give equal bits on any number of threads and ranks, in
-            any order and sharding. Slower, and without the way through the factors in `capture`.
+            any order and sharding. No more: whether gradients are equal to the bit is up to the library that computes
+            them, and matrix products, which make those of `capture`, round otherwise on another processor, number of
+            threads or batch. Slower, and without the way through the factors in `capture`.
 
     Attributes:
         projection: how the sketches are made; goes on the wire.
