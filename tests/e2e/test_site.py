@@ -21,12 +21,13 @@ FAULTS = """# Faults
 def tree(tmp_path):
     """The pages and what builds them, without those of the Python API, which take the longest."""
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
-    for path in ("proto/README.md", "proto/vectors/codec.json", "deploy/helm/gradalign/README.md", "LICENSE"):
+    for path in ("proto/README.md", "proto/vectors/codec.json", "LICENSE"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, tmp_path / path)
     for path in ROOT.glob("*.md"):
         shutil.copy(path, tmp_path)
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
     shutil.copytree(ROOT / "services/trainer/examples", tmp_path / "services/trainer/examples")
     shutil.copytree(ROOT / "services/trainer/configs", tmp_path / "services/trainer/configs")
     config = (ROOT / "mkdocs.yml").read_text()
