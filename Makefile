@@ -6,10 +6,12 @@ TORCH_INDEX ?= auto
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+DOCS   := $(VENV)/.docs
 # One torch thread per process: the tests and the demo run two processes side by side.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo reproduce test test-fast test-matrix lint format bench bench-sketch bench-scorer serve clean
+.PHONY: help install demo reproduce test test-fast test-matrix lint format bench bench-sketch bench-scorer serve docs docs-serve reference \
+	release-check clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -53,6 +55,24 @@ lint: $(STAMP) ## ruff and mypy --strict
 format: $(STAMP) ## ruff's formatter and fixes
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
+$(DOCS): pyproject.toml $(STAMP)
+	@echo "==> installing what builds the site"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $(DOCS)
+
+docs: $(DOCS) ## build the documentation site into site/; a link or an anchor that leads nowhere fails
+	@$(BIN)/python scripts/reference.py --check
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+
+docs-serve: $(DOCS) ## show the site on 127.0.0.1:8001 while you write
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8001
+
+reference: $(STAMP) ## write docs/cli.md and docs/settings.md anew from the code
+	@$(BIN)/python scripts/reference.py
+
+release-check: ## build sdist and wheel, install them in empty environments and run them
+	@$(PYTHON) scripts/release_check.py --torch "$(TORCH)"
+
 bench-scorer: $(STAMP) ## the scorer's: throughput, latency, memory, the pass over the sketches, the store
 	@for bench in bench_scorer bench_kernel bench_store; do echo "==> $$bench"; $(BIN)/python tests/bench/$$bench.py || exit 1; done
 
@@ -64,4 +84,4 @@ bench-sketch: $(STAMP) ## what sketches cost and how true they are; PEERS=folder
 	@if [ -n "$(PEERS)" ]; then PYTHONPATH=proto:services/trainer $(PEERS)/bin/python tests/bench/bench_peers.py; fi
 
 clean: ## remove what make made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
