@@ -4,7 +4,7 @@ This package is the contract that trainers and the scorer share, and the client.
 `gradalign.sketch` also needs torch (`pip install 'gradalign[sketch]'`).
 """
 
-from gradalign.client import AsyncClient, Client
+from gradalign.client.client import AsyncClient, Client
 from gradalign.errors import (
     Conflict,
     FeaturesMismatch,
@@ -31,10 +31,10 @@ from gradalign.errors import (
     ValidationMissing,
     WireError,
 )
-from gradalign.matrix import SketchMatrix
-from gradalign.messages import RefreshRequest, ScoreRequest, SelectRequest
-from gradalign.projection import Projection, parameters_digest
-from gradalign.replies import (
+from gradalign.wire.matrix import SketchMatrix
+from gradalign.wire.messages import RefreshRequest, ScoreRequest, SelectRequest
+from gradalign.wire.projection import Projection, parameters_digest
+from gradalign.wire.replies import (
     ProblemPage,
     ProblemState,
     Ranking,

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from gradalign import Projection, RefreshRequest, ScoreRequest, SketchMatrix, parameters_digest
-from gradalign.codec import encode_request
+from gradalign.wire.codec import encode_request
 
 SHAPES = {"embed.weight": (7, 4), "layers.0.weight": (4, 4), "layers.0.bias": (4,)}
 PROJECTION = Projection(dim=4, seed=17, parameters=parameters_digest(SHAPES))

@@ -2,7 +2,7 @@
 
     python proto/vectors/make_sketch.py
 
-Everything comes from the numpy reference, `gradalign.countsketch`. The gradients are small multiples of 1/8, so that
+Everything comes from the numpy reference, `gradalign.wire.countsketch`. The gradients are small multiples of 1/8, so that
 every sum is exact in float32 and any implementation must give these very numbers. Keys are decimal strings: they do not
 fit the integers of every JSON reader.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from gradalign import Projection, parameters_digest
-from gradalign.countsketch import Side, axis_hashes, axis_key, matrix_shape, sketch_gradients, sketch_matrix
+from gradalign.wire.countsketch import Side, axis_hashes, axis_key, matrix_shape, sketch_gradients, sketch_matrix
 
 CASES: list[dict[str, Any]] = [
     {"dim": 8, "seed": 0, "shapes": {"weight": (3, 4), "bias": (3,)}},

@@ -16,7 +16,7 @@ import torch
 from grpo_gradients import Stage, cosines, overlap, pearson, spearman
 
 from gradalign.sketch import Sketcher
-from gradalign_scorer.reliability import reliability
+from gradalign_scorer.ranking.reliability import reliability
 
 REGIMES = ("clean", "inverted", "imbalance")
 DIMS = [1 << n for n in range(10, 17)]

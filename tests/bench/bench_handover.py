@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from gradalign import SketchMatrix
-from gradalign_scorer.alignment import SketchRows, products
+from gradalign_scorer.ranking.alignment import SketchRows, products
 
 PIECE = 8 << 20
 CPU = torch.device("cpu")

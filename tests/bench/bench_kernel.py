@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from gradalign import SketchMatrix
-from gradalign_scorer.alignment import SketchRows, products
+from gradalign_scorer.ranking.alignment import SketchRows, products
 
 
 def best(runs: dict[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from gradalign.sketch import Sketcher, accumulate, factors
-from gradalign.sketch.rows import Groups
-from gradalign.sketch.tables import HashTable
+from gradalign.sketch import Sketcher
+from gradalign.sketch.capture import accumulate
+from gradalign.sketch.capture.rows.problems import Groups
+from gradalign.sketch.hashing import factors
+from gradalign.sketch.kernels.tables import HashTable
 
 
 def best(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from gradalign.sketch import Sketcher
-from gradalign_trainer.arithmetic import ArithmeticReward
-from gradalign_trainer.basemodel import base_model
-from gradalign_trainer.generation import RolloutBatch, Sampling, generate
-from gradalign_trainer.grpo import advantages, problem_losses
-from gradalign_trainer.models import load_policy
-from gradalign_trainer.worlds import make_world
+from gradalign_trainer.grpo.generation import RolloutBatch, Sampling, generate
+from gradalign_trainer.grpo.loss import advantages, problem_losses
+from gradalign_trainer.grpo.models import load_policy
+from gradalign_trainer.worlds.arithmetic import ArithmeticReward
+from gradalign_trainer.worlds.basemodel import base_model
+from gradalign_trainer.worlds.regimes import make_world
 
 ROLLOUTS, VALIDATION_ROLLOUTS, CHUNK = 8, 32, 128
 CACHE = Path(tempfile.gettempdir()) / "gradalign-bench"

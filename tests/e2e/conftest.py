@@ -6,11 +6,11 @@ import zlib
 import pytest
 from filelock import FileLock
 
-from gradalign_trainer.basemodel import BaseTraining, base_model
-from gradalign_trainer.config import TrainConfig
-from gradalign_trainer.loop import train
+from gradalign_trainer.config.training import TrainConfig
 from gradalign_trainer.records import RunData
-from gradalign_trainer.worlds import make_world
+from gradalign_trainer.runs.loop import train
+from gradalign_trainer.worlds.basemodel import BaseTraining, base_model
+from gradalign_trainer.worlds.regimes import make_world
 
 SMALL = {
     "device": "cpu",

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from gradalign import Client
-from gradalign_trainer.configfile import load_config
-from gradalign_trainer.demo import demo_config
-from gradalign_trainer.tracking import read_metrics
+from gradalign_trainer.config.files import load_config
+from gradalign_trainer.demo.regimes import demo_config
+from gradalign_trainer.reporting.tracking import read_metrics
 
 CONFIGS = Path(__file__).parents[2] / "services/trainer/configs"
 SMALL = [

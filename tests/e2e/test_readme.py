@@ -10,10 +10,10 @@ import torch
 from pageblocks import blocks_of
 
 from gradalign import Client
-from gradalign_trainer.arithmetic import CHARACTERS, arithmetic_problem
-from gradalign_trainer.generation import Sampling, generate
-from gradalign_trainer.grpo import problem_losses
-from gradalign_trainer.tinymodel import character_tokenizer, tiny_model
+from gradalign_trainer.grpo.generation import Sampling, generate
+from gradalign_trainer.grpo.loss import problem_losses
+from gradalign_trainer.worlds.arithmetic import CHARACTERS, arithmetic_problem
+from gradalign_trainer.worlds.tinymodel import character_tokenizer, tiny_model
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

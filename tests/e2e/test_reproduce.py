@@ -16,10 +16,10 @@ from rich.console import Console
 
 from gradalign import Client, GradAlignError
 from gradalign.errors import NotFound
-from gradalign_trainer.reproduce.cells import Cell, run_id
-from gradalign_trainer.reproduce.grid import run_grid
-from gradalign_trainer.reproduce.report import write_report
-from gradalign_trainer.reproduce.results import ResultsError, read_results
+from gradalign_trainer.reproduce.grid.cells import Cell, run_id
+from gradalign_trainer.reproduce.grid.grid import run_grid
+from gradalign_trainer.reproduce.grid.results import ResultsError, read_results
+from gradalign_trainer.reproduce.report.report import write_report
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from trlkit import VALIDATION_REWARD, graded, make_trainer, rows
 
 from gradalign import Client, GradAlignError
 from gradalign_trainer.adapters.trl import GradAlignGRPOTrainer
-from gradalign_trainer.worlds import make_world
+from gradalign_trainer.worlds.regimes import make_world
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [

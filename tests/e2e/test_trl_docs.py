@@ -11,7 +11,7 @@ import pytest
 from trlkit import graded, make_trainer, rows
 
 from gradalign import Client
-from gradalign_trainer.worlds import make_world
+from gradalign_trainer.worlds.regimes import make_world
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/adapters-trl.md").read_text()

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gradalign import GradAlignError, Projection, RefreshRequest, ScoreRequest, SketchMatrix
-from gradalign.codec import JSON, MSGPACK, decode_request, encode_request
-from gradalign.messages import AGGREGATIONS, STRATEGIES
+from gradalign.wire.codec import JSON, MSGPACK, decode_request, encode_request
+from gradalign.wire.messages import AGGREGATIONS, STRATEGIES
 
 names = st.from_regex(r"[A-Za-z0-9._-]{1,128}", fullmatch=True)
 ids = st.lists(st.text(min_size=1, max_size=40).filter(lambda s: s.isprintable()), min_size=1, max_size=6, unique=True)

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradalign import SelectRequest
-from gradalign_scorer.predictor import Moments
-from gradalign_scorer.proposals import expectations
-from gradalign_scorer.selection import PickRule, pick
+from gradalign_scorer.ranking.predictor import Moments
+from gradalign_scorer.ranking.selection import PickRule, pick
+from gradalign_scorer.service.proposals import expectations
 from gradalign_scorer.store import ProblemColumns
 
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from ranking_kit import CPU, by_id, rank, request_of, unit
 
-from gradalign_scorer.outcomes import score_commit
-from gradalign_scorer.scoring import Evidence, score
-from gradalign_scorer.strategies import STRATEGIES
+from gradalign_scorer.ranking.scoring import Evidence, score
+from gradalign_scorer.ranking.strategies import STRATEGIES
+from gradalign_scorer.service.outcomes import score_commit
 
 DTYPES = ("float16", "bfloat16", "float32")
 # Each of these ranks a problem by its own row alone; the others look at the whole request.

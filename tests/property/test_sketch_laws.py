@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gradalign.countsketch import axis_hashes, matrix_shape, sketch_gradients
 from gradalign.sketch import LocalGradient, Sketcher
-from gradalign.sketch.matrix import add_matrix
-from gradalign.sketch.tables import HashTable
+from gradalign.sketch.hashing.matrix import add_matrix
+from gradalign.sketch.kernels.tables import HashTable
+from gradalign.wire.countsketch import axis_hashes, matrix_shape, sketch_gradients
 
 SHAPES = st.lists(st.integers(1, 9), min_size=0, max_size=4).map(tuple)
 DIMS = st.integers(1, 300)

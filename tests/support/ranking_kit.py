@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from gradalign import Projection, ScoreRequest, SketchMatrix
-from gradalign_scorer.alignment import SketchRows
-from gradalign_scorer.scoring import Evidence, score
+from gradalign_scorer.ranking.alignment import SketchRows
+from gradalign_scorer.ranking.scoring import Evidence, score
 
 CPU = torch.device("cpu")
 

@@ -3,7 +3,7 @@
 import socket
 import time
 
-from gradalign.calls import CallBuilder
+from gradalign.client.calls import CallBuilder
 
 RESET = b"\x01\0\0\0\0\0\0\0"  # SO_LINGER of no seconds: closing resets the connection
 

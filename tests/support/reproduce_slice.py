@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gradalign_trainer.reproduce.cells import Recipe
-from gradalign_trainer.reproduce.grid import GridSettings, run_grid
+from gradalign_trainer.reproduce.grid.cells import Recipe
+from gradalign_trainer.reproduce.grid.grid import GridSettings, run_grid
 
 METHODS = ("random", "cosine", "dapo", "full+val", "oracle")
 SMALL = {

@@ -5,7 +5,7 @@ import random
 
 import torch
 
-from gradalign_trainer.tinymodel import byte_tokenizer, tiny_model
+from gradalign_trainer.worlds.tinymodel import byte_tokenizer, tiny_model
 
 WORDS = ["so", "then", "add", "carry", "the", "ones", "7", "12", "we get", "therefore", "done"]
 

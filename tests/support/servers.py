@@ -9,7 +9,7 @@ from pathlib import Path
 
 import redis
 
-from gradalign_scorer.store.serverprocess import find_server
+from gradalign_scorer.store.embedded.process import find_server
 
 
 def redis_6() -> Path | None:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig
 
 from gradalign_trainer.adapters.trl import GradAlignConfig, GradAlignGRPOTrainer
-from gradalign_trainer.worlds import make_world
+from gradalign_trainer.worlds.regimes import make_world
 
 VALIDATION_REWARD = 1000.0
 SMALL = {

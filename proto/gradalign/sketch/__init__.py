@@ -1,11 +1,11 @@
 """Sketches of a torch model's gradients: `pip install 'gradalign[sketch]'`."""
 
-from gradalign.sketch.capture import Capture
-from gradalign.sketch.coverage import Coverage
-from gradalign.sketch.fsdp1 import fsdp1_local_grads
-from gradalign.sketch.names import canonical_name
+from gradalign.sketch.capture.capture import Capture
+from gradalign.sketch.parameters.coverage import Coverage
+from gradalign.sketch.parameters.fsdp1 import fsdp1_local_grads
+from gradalign.sketch.parameters.names import canonical_name
+from gradalign.sketch.parameters.shards import LocalGradient
 from gradalign.sketch.preconditioner import Preconditioner
-from gradalign.sketch.shards import LocalGradient
 from gradalign.sketch.sketcher import Sketcher
 from gradalign.sketch.totals import ExactSketch
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradalign.countsketch import matrix_shape
 from gradalign.errors import SketchError
-from gradalign.sketch.exact import Place
-from gradalign.sketch.names import trainable_parameters
-from gradalign.sketch.shards import LocalGradient, is_sharded
+from gradalign.sketch.capture.exact import Place
+from gradalign.sketch.parameters.names import trainable_parameters
+from gradalign.sketch.parameters.shards import LocalGradient, is_sharded
+from gradalign.wire.countsketch import matrix_shape
 
 __all__ = ["Preconditioner", "SecondMoment"]
 

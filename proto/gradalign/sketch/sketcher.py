@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from gradalign.errors import InvalidValue, SketchError
-from gradalign.projection import Projection, parameters_digest
-from gradalign.sketch.capture import Capture
-from gradalign.sketch.coverage import Coverage
-from gradalign.sketch.exact import Place, check_against
-from gradalign.sketch.names import canonical_name, trainable_parameters
-from gradalign.sketch.preconditioner import Preconditioner
-from gradalign.sketch.shards import (
+from gradalign.sketch.capture.capture import Capture
+from gradalign.sketch.capture.exact import Place, check_against
+from gradalign.sketch.kernels.tables import HashTable
+from gradalign.sketch.parameters.coverage import Coverage
+from gradalign.sketch.parameters.names import canonical_name, trainable_parameters
+from gradalign.sketch.parameters.shards import (
     LocalGradient,
     LocalGradients,
     check_part,
@@ -26,8 +25,9 @@ from gradalign.sketch.shards import (
     paired,
     placed_as,
 )
-from gradalign.sketch.tables import HashTable
+from gradalign.sketch.preconditioner import Preconditioner
 from gradalign.sketch.totals import ExactSketch, Totals, check_finite, exact_sketch
+from gradalign.wire.projection import Projection, parameters_digest
 
 __all__ = ["Sketcher"]
 
@@ -37,7 +37,7 @@ _Named = Sequence[tuple[str, nn.Parameter]]
 class Sketcher:
     """Sketches the gradient of every trainable parameter of a model into `dim` buckets (layout 1).
 
-    The sketch is linear and depends on (seed, canonical name, global index) alone: see `gradalign.countsketch`.
+    The sketch is linear and depends on (seed, canonical name, global index) alone: see `gradalign.wire.countsketch`.
 
     Args:
         model: any module; wrapper prefixes (DDP, FSDP, PEFT, torch.compile) are stripped from its parameters' names.

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from gradalign.errors import SketchError
-from gradalign.sketch.fixed import add_fixed, check_fixed, from_fixed
-from gradalign.sketch.matrix import add_matrix
-from gradalign.sketch.shards import LocalGradient, blocks, is_sharded, local_part
-from gradalign.sketch.tables import HashTable
+from gradalign.sketch.hashing.fixedpoint import add_fixed, check_fixed, from_fixed
+from gradalign.sketch.hashing.matrix import add_matrix
+from gradalign.sketch.kernels.tables import HashTable
+from gradalign.sketch.parameters.shards import LocalGradient, blocks, is_sharded, local_part
 
 __all__ = ["ExactSketch", "Totals", "check_finite", "exact_sketch"]
 

@@ -34,28 +34,28 @@ from gradalign import (
     __version__,
 )
 from gradalign.errors import error_from_wire
-from gradalign_scorer.admission import Admission
-from gradalign_scorer.alignment import SketchRows, products
-from gradalign_scorer.bodies import BodyReader
-from gradalign_scorer.buffers import BufferPool
-from gradalign_scorer.context import Context, context_of
-from gradalign_scorer.engine import Engine, pick_device
-from gradalign_scorer.gate import KeyGate
-from gradalign_scorer.keyring import KeyRing
-from gradalign_scorer.metrics import Metrics, RequestCounter
-from gradalign_scorer.negotiation import error_response
-from gradalign_scorer.requestlog import RequestLog, notes_of
+from gradalign_scorer.access.authentication import KeyGate
+from gradalign_scorer.access.keyring import KeyRing
+from gradalign_scorer.http.admission import Admission
+from gradalign_scorer.http.bodies import BodyReader
+from gradalign_scorer.http.buffers import BufferPool
+from gradalign_scorer.http.negotiation import error_response
+from gradalign_scorer.http.requestlog import RequestLog, notes_of
+from gradalign_scorer.ranking.alignment import SketchRows, products
 from gradalign_scorer.routes import OPERATIONS, WIRE, allowed_methods
-from gradalign_scorer.runfigures import RunFigures
-from gradalign_scorer.schemas import completed
-from gradalign_scorer.service import Service
+from gradalign_scorer.routes.context import Context, context_of
+from gradalign_scorer.routes.openapi import completed
+from gradalign_scorer.service.engine import Engine, pick_device
+from gradalign_scorer.service.events import Streams
+from gradalign_scorer.service.requests import Service
+from gradalign_scorer.service.validations import ValidationCache
 from gradalign_scorer.settings import Settings, SettingsError
 from gradalign_scorer.store import RunStore
-from gradalign_scorer.streams import Streams
-from gradalign_scorer.validations import ValidationCache
+from gradalign_scorer.telemetry.metrics import Metrics, RequestCounter
+from gradalign_scorer.telemetry.run_metrics import RunFigures
 
 if TYPE_CHECKING:
-    from gradalign_scorer.tracing import Tracing
+    from gradalign_scorer.telemetry.tracing import Tracing
 
 __all__ = ["create_app"]
 
@@ -95,7 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestCounter, metrics=context.metrics)
     app.add_middleware(RequestLog)
     if context.tracing is not None:
-        from gradalign_scorer.tracing import RequestTracer
+        from gradalign_scorer.telemetry.tracing import RequestTracer
 
         app.add_middleware(RequestTracer, tracing=context.tracing)
     for router in WIRE:
@@ -130,7 +130,7 @@ def _context(settings: Settings, redis_url: str) -> Context:
 
 def _tracing() -> Tracing:
     try:
-        from gradalign_scorer.tracing import Tracing
+        from gradalign_scorer.telemetry.tracing import Tracing
     except ImportError as error:
         raise SettingsError(
             f"GRADALIGN_TRACING (--tracing) is on, and OpenTelemetry is not installed ({error}); "

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from gradalign_scorer.docstrings import attribute_texts
-from gradalign_scorer.logs import configure_logging
 from gradalign_scorer.settings import Settings, SettingsError, load_settings
+from gradalign_scorer.telemetry.logs import configure_logging
 
 __all__ = ["ServeCommand"]
 
@@ -76,9 +76,9 @@ def serve(settings: Settings, port_file: Path | None = None) -> None:
     Raises:
         GradAlignError: a setting cannot be used.
     """
+    from gradalign_scorer.access.tls import load_tls
     from gradalign_scorer.app import create_app
     from gradalign_scorer.server import Server, bound_sockets
-    from gradalign_scorer.tls import load_tls
 
     tls = load_tls(settings)
     with bound_sockets(settings) as sockets, _store_url(settings) as url:

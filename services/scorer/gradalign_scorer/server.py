@@ -19,12 +19,12 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from gradalign_scorer.context import Context
-from gradalign_scorer.delivery import Deliveries
-from gradalign_scorer.directbody import DirectBodyProtocol
+from gradalign_scorer.access.tls import ServerTls
 from gradalign_scorer.hosts import authority, bare
+from gradalign_scorer.http.backpressure import Deliveries
+from gradalign_scorer.http.directbody import DirectBodyProtocol
+from gradalign_scorer.routes.context import Context
 from gradalign_scorer.settings import Settings, SettingsError
-from gradalign_scorer.tls import ServerTls
 
 __all__ = ["Server", "bound_sockets"]
 

@@ -30,9 +30,9 @@ args = parser.parse_args()
 
 def load():
     """Model folder, problems by id, and a reward. Here: sums of two numbers; half of the pool is rewarded for errors."""
-    from gradalign_trainer.arithmetic import ArithmeticReward
-    from gradalign_trainer.basemodel import base_model
-    from gradalign_trainer.worlds import make_world
+    from gradalign_trainer.worlds.arithmetic import ArithmeticReward
+    from gradalign_trainer.worlds.basemodel import base_model
+    from gradalign_trainer.worlds.regimes import make_world
 
     world = make_world("inverted", seed=0)
     parts = [

@@ -49,9 +49,9 @@ def from_rank_0(make):
 
 def load():
     """Model folder, problems by id, and a reward; see `own_loop.py`."""
-    from gradalign_trainer.arithmetic import ArithmeticReward
-    from gradalign_trainer.basemodel import base_model
-    from gradalign_trainer.worlds import make_world
+    from gradalign_trainer.worlds.arithmetic import ArithmeticReward
+    from gradalign_trainer.worlds.basemodel import base_model
+    from gradalign_trainer.worlds.regimes import make_world
 
     made = make_world("inverted", seed=0, validation=args.trusted)
     parts = [{each.problem_id: each for each in part} for part in (made.pool, made.validation, made.heldout)]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from gradalign_trainer.arithmetic import ArithmeticReward
-from gradalign_trainer.basemodel import base_model
-from gradalign_trainer.generation import Sampling, generate
-from gradalign_trainer.models import load_policy
-from gradalign_trainer.worlds import make_world
+from gradalign_trainer.grpo.generation import Sampling, generate
+from gradalign_trainer.grpo.models import load_policy
+from gradalign_trainer.worlds.arithmetic import ArithmeticReward
+from gradalign_trainer.worlds.basemodel import base_model
+from gradalign_trainer.worlds.regimes import make_world
 
 parser = argparse.ArgumentParser(description="files for `gradalign rank` to try")
 parser.add_argument("folder", type=Path)

@@ -21,10 +21,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from gradalign_trainer.adapters.trl import GradAlignConfig, GradAlignGRPOTrainer
-from gradalign_trainer.basemodel import BaseTraining, base_model
-from gradalign_trainer.evaluation import exact_pass_rates
-from gradalign_trainer.localscorer import local_scorer
-from gradalign_trainer.worlds import make_world
+from gradalign_trainer.curriculum.localscorer import local_scorer
+from gradalign_trainer.grpo.evaluation import exact_pass_rates
+from gradalign_trainer.worlds.basemodel import BaseTraining, base_model
+from gradalign_trainer.worlds.regimes import make_world
 
 
 def rows(problems):

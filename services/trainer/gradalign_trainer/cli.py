@@ -32,9 +32,9 @@ class TrainCommand:
         Raises:
             GradAlignError: settings, data, checkpoint or scorer do not fit.
         """
-        from gradalign_trainer.configfile import load_config
-        from gradalign_trainer.progress import RunProgress, show_progress
-        from gradalign_trainer.trainrun import run_training
+        from gradalign_trainer.config.files import load_config
+        from gradalign_trainer.reporting.progress import RunProgress, show_progress
+        from gradalign_trainer.runs.session import run_training
 
         console = Console(stderr=True)
         log_to(console, logging.WARNING if args.quiet else logging.INFO)
@@ -71,7 +71,7 @@ class DemoCommand:
         Raises:
             GradAlignError: the scorer does not start, or a run fails.
         """
-        from gradalign_trainer.demo import DemoSettings, run_demo
+        from gradalign_trainer.demo.regimes import DemoSettings, run_demo
 
         console = Console(stderr=True)
         log_to(console, logging.WARNING)
@@ -88,7 +88,7 @@ def log_to(console: Console, level: int) -> None:
         console: where the bars are.
         level: from which on messages are shown.
     """
-    from gradalign_trainer.models import hush_weights
+    from gradalign_trainer.grpo.models import hush_weights
 
     handler: logging.Handler = logging.StreamHandler()
     if console.is_terminal:

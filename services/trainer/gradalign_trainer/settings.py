@@ -16,8 +16,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from gradalign.checks import shown
 from gradalign.errors import GradAlignError
+from gradalign.wire.checks import shown
 
 __all__ = ["SettingsError", "check_settings", "key_of", "limits", "nearest", "read_toml", "with_override"]
 

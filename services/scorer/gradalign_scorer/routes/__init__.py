@@ -7,14 +7,12 @@ from collections.abc import Iterable
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 
-from gradalign_scorer.routes import events, health, pages, runs, score, selection, snapshots, validation
+from gradalign_scorer.routes import events, health, pages, runs, scoring, snapshots
 
 __all__ = ["OPERATIONS", "WIRE", "allowed_methods"]
 
 WIRE: tuple[APIRouter, ...] = (
-    score.router,
-    validation.router,
-    selection.router,
+    scoring.router,
     runs.router,
     events.router,
     snapshots.router,

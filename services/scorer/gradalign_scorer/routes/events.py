@@ -7,10 +7,10 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from gradalign import Unavailable
-from gradalign_scorer.context import context_of
+from gradalign_scorer.routes.context import context_of
+from gradalign_scorer.routes.openapi import RunName, operation, query
 from gradalign_scorer.routes.parsing import run_parameter
-from gradalign_scorer.schemas import RunName, operation, query
-from gradalign_scorer.streams import Place
+from gradalign_scorer.service.events import Place
 
 __all__ = ["router"]
 

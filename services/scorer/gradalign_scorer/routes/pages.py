@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from gradalign import NotFound
-from gradalign.checks import shown
+from gradalign.wire.checks import shown
 
 __all__ = ["router"]
 

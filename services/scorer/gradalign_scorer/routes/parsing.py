@@ -8,12 +8,12 @@ from typing import TypeVar
 from starlette.requests import Request
 
 from gradalign import InvalidValue, RefreshRequest, ScoreRequest, SelectRequest
-from gradalign.checks import check_int, check_name, shown
-from gradalign.codec import MSGPACK, decode_arriving, decode_request, decode_value, media_type
-from gradalign.messages import MAX_POOL
-from gradalign_scorer.access import access_of
-from gradalign_scorer.bodies import Body
-from gradalign_scorer.requestlog import note
+from gradalign.wire.checks import check_int, check_name, shown
+from gradalign.wire.codec import MSGPACK, decode_arriving, decode_request, decode_value, media_type
+from gradalign.wire.messages import MAX_POOL
+from gradalign_scorer.access.scopes import access_of
+from gradalign_scorer.http.bodies import Body
+from gradalign_scorer.http.requestlog import note
 
 __all__ = ["admit_run", "epoch_parameter", "integer_parameter", "parse_select", "parse_sketches", "run_parameter"]
 

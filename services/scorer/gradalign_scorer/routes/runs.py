@@ -10,13 +10,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gradalign import ProblemPage, ProblemState, RankingOutline, RoundRecord, RunState
-from gradalign.checks import check_text
-from gradalign_scorer.access import access_of
-from gradalign_scorer.advice import advised
-from gradalign_scorer.context import context_of
-from gradalign_scorer.negotiation import response
+from gradalign.wire.checks import check_text
+from gradalign_scorer.access.scopes import access_of
+from gradalign_scorer.http.negotiation import response
+from gradalign_scorer.routes.context import context_of
+from gradalign_scorer.routes.openapi import ProblemId, RunName, integer_query, listing, operation, query
 from gradalign_scorer.routes.parsing import epoch_parameter, integer_parameter, run_parameter
-from gradalign_scorer.schemas import ProblemId, RunName, integer_query, listing, operation, query
+from gradalign_scorer.service.advice import advised
 
 __all__ = ["router"]
 

@@ -7,11 +7,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gradalign import RunState
-from gradalign.checks import check_name
-from gradalign_scorer.context import context_of
-from gradalign_scorer.negotiation import response
+from gradalign.wire.checks import check_name
+from gradalign_scorer.http.negotiation import response
+from gradalign_scorer.routes.context import context_of
+from gradalign_scorer.routes.openapi import RunName, SnapshotName, integer_query, operation
 from gradalign_scorer.routes.parsing import epoch_parameter, run_parameter
-from gradalign_scorer.schemas import RunName, SnapshotName, integer_query, operation
 
 __all__ = ["router"]
 

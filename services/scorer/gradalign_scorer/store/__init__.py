@@ -1,12 +1,12 @@
 """The curriculum's state in Redis: one fenced, idempotent script per kind of write."""
 
 from gradalign_scorer.store.commits import Commit, RefreshCommit, ScoreCommit, SelectionCommit
-from gradalign_scorer.store.embedded import EmbeddedServer, EmbeddedServerError
-from gradalign_scorer.store.problems import ProblemColumns
-from gradalign_scorer.store.records import RunRecord
+from gradalign_scorer.store.embedded.valkey import EmbeddedServer, EmbeddedServerError
+from gradalign_scorer.store.records.problems import ProblemColumns
+from gradalign_scorer.store.records.runs import RunRecord
+from gradalign_scorer.store.records.validations import ValidationRecord
 from gradalign_scorer.store.refusals import features_mismatch, fenced, projection_mismatch, run_not_found, stale_policy
 from gradalign_scorer.store.runs import RunStore, VersionTakenError
-from gradalign_scorer.store.validations import ValidationRecord
 
 __all__ = [
     "Commit",

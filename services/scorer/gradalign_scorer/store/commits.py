@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gradalign import Projection, RoundRecord
-from gradalign_scorer.predictor import HALF_LIFE, Moments
-from gradalign_scorer.store.validations import ValidationRecord
+from gradalign_scorer.ranking.predictor import HALF_LIFE, Moments
+from gradalign_scorer.store.records.validations import ValidationRecord
 
 __all__ = ["Commit", "RefreshCommit", "ScoreCommit", "SelectionCommit"]
 

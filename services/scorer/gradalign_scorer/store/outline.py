@@ -5,7 +5,7 @@ from __future__ import annotations
 from gradalign import ProblemState, RankingOutline
 from gradalign_scorer.store.connection import Connection
 from gradalign_scorer.store.keys import RunKeys
-from gradalign_scorer.store.problems import problem_state
+from gradalign_scorer.store.records.problems import problem_state
 
 __all__ = ["outline"]
 

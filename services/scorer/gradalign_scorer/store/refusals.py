@@ -16,7 +16,7 @@ from gradalign import (
     ValidationMissing,
     WireError,
 )
-from gradalign_scorer.predictor import width_of
+from gradalign_scorer.ranking.predictor import width_of
 from gradalign_scorer.store.commits import Commit, RefreshCommit, ScoreCommit
 
 __all__ = [

@@ -11,19 +11,19 @@ from collections.abc import Sequence
 from typing import Self
 
 from gradalign import NotFound, ProblemPage, ProblemState, RankingOutline, RoundRecord, RunState
-from gradalign.checks import shown
-from gradalign_scorer.predictor import Moments
+from gradalign.wire.checks import shown
+from gradalign_scorer.ranking.predictor import Moments
 from gradalign_scorer.store.commits import Commit, RefreshCommit, ScoreCommit, SelectionCommit
 from gradalign_scorer.store.connection import REPLY_SECONDS, Connection, Tally
-from gradalign_scorer.store.cursors import decode_cursor, encode_cursor
 from gradalign_scorer.store.keys import RUNS, RunKeys
 from gradalign_scorer.store.outline import outline
-from gradalign_scorer.store.problems import ProblemColumns, problem_state
-from gradalign_scorer.store.records import RunRecord
+from gradalign_scorer.store.records.cursors import decode_cursor, encode_cursor
+from gradalign_scorer.store.records.problems import ProblemColumns, problem_state
+from gradalign_scorer.store.records.runs import RunRecord
+from gradalign_scorer.store.records.validations import ValidationRecord
 from gradalign_scorer.store.refusals import commit_refusal, fenced, request_id_reused, run_not_found
 from gradalign_scorer.store.snapshots import copy_run, delete_run
 from gradalign_scorer.store.sorting import Sorting
-from gradalign_scorer.store.validations import ValidationRecord
 
 __all__ = ["RunStore", "VersionTakenError"]
 

@@ -1,11 +1,11 @@
 """Problems from JSONL, Parquet, verl's format, Hugging Face datasets and `reasoning_gym` tasks; docs/data.md shows how."""
 
-from gradalign_trainer.datasets.chat import render_prompts
-from gradalign_trainer.datasets.files import write_jsonl, write_parquet
-from gradalign_trainer.datasets.ids import content_id
 from gradalign_trainer.datasets.load import LoadedProblems, load_problems
-from gradalign_trainer.datasets.schema import BadRecord, DataError
-from gradalign_trainer.datasets.source import DataSource, DataSpec, parse_sources
+from gradalign_trainer.datasets.records.chat import render_prompts
+from gradalign_trainer.datasets.records.ids import content_id
+from gradalign_trainer.datasets.records.schema import BadRecord, DataError
+from gradalign_trainer.datasets.sources.files import write_jsonl, write_parquet
+from gradalign_trainer.datasets.sources.source import DataSource, DataSpec, parse_sources
 
 __all__ = [
     "BadRecord",

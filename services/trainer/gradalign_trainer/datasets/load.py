@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gradalign_trainer.datasets.files import expand, read_jsonl, read_parquet
-from gradalign_trainer.datasets.hub import open_dataset, read_dataset
-from gradalign_trainer.datasets.reasoning import generate_problems
-from gradalign_trainer.datasets.repeats import Repeats
-from gradalign_trainer.datasets.schema import BadRecord, Candidate, DataError, Place, parse_record
-from gradalign_trainer.datasets.source import DataSource, DataSpec, parse_sources
+from gradalign_trainer.datasets.records.schema import BadRecord, Candidate, DataError, Place, parse_record
+from gradalign_trainer.datasets.sources.files import expand, read_jsonl, read_parquet
+from gradalign_trainer.datasets.sources.hub import open_dataset, read_dataset
+from gradalign_trainer.datasets.sources.reasoning import generate_problems
+from gradalign_trainer.datasets.sources.repeats import Repeats
+from gradalign_trainer.datasets.sources.source import DataSource, DataSpec, parse_sources
 from gradalign_trainer.problems import Problem
-from gradalign_trainer.progress import Advance, TellsProgress, no_progress
-from gradalign_trainer.worlds import REGIMES, make_world
+from gradalign_trainer.reporting.progress import Advance, TellsProgress, no_progress
+from gradalign_trainer.worlds.regimes import REGIMES, make_world
 
 __all__ = ["LoadedProblems", "load_problems"]
 

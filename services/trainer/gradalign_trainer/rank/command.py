@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rich.console import Console
 
-from gradalign.messages import STRATEGIES
+from gradalign.wire.messages import STRATEGIES
 
 if TYPE_CHECKING:
     from gradalign_trainer.rank.run import RankReport
@@ -68,8 +68,8 @@ class RankCommand:
         import logging
 
         from gradalign_trainer.cli import log_to
-        from gradalign_trainer.progress import show_progress
         from gradalign_trainer.rank.run import run_ranking
+        from gradalign_trainer.reporting.progress import show_progress
 
         console = Console(stderr=True)
         log_to(console, logging.INFO)
@@ -87,7 +87,7 @@ def count(text: str) -> int:
 
 
 def _settings(args: argparse.Namespace) -> RankSettings:
-    from gradalign_trainer.rank.rule import Rule
+    from gradalign_trainer.rank.gradient import Rule
     from gradalign_trainer.rank.settings import RankSettings
 
     name = args.normalization or ("reference" if args.exact else "group")

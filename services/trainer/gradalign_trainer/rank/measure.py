@@ -12,12 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradalign.errors import GradAlignError, SketchError
 from gradalign.sketch import Sketcher
-from gradalign_trainer.progress import TellsProgress
-from gradalign_trainer.rank.gradient import add_gradient
+from gradalign_trainer.rank.gradient import Row, add_gradient, encode
 from gradalign_trainer.rank.ledger import Ledger, Measurement
 from gradalign_trainer.rank.responses import ResponseFile, ResponseGroup
-from gradalign_trainer.rank.rule import Row, encode
 from gradalign_trainer.rank.settings import RankSettings
+from gradalign_trainer.reporting.progress import TellsProgress
 
 __all__ = ["POOLED", "Encoded", "Measurer", "encode_file"]
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradalign.checks import shown
-from gradalign_trainer.datasets.files import read_jsonl, read_parquet
-from gradalign_trainer.datasets.schema import BadRecord, DataError, Place
+from gradalign.wire.checks import shown
+from gradalign_trainer.datasets.records.schema import BadRecord, DataError, Place
+from gradalign_trainer.datasets.sources.files import read_jsonl, read_parquet
 from gradalign_trainer.rank.responses import GroupId, parse_group_id
 
 __all__ = ["ProblemFile", "read_problem_file", "write_lines", "write_selected"]

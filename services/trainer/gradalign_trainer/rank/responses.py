@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from gradalign.checks import shown
-from gradalign_trainer.datasets.archives import open_contents
-from gradalign_trainer.datasets.files import read_jsonl, read_parquet
-from gradalign_trainer.datasets.schema import BadRecord, DataError, Place
+from gradalign.wire.checks import shown
+from gradalign_trainer.datasets.records.schema import BadRecord, DataError, Place
+from gradalign_trainer.datasets.sources.archives import open_contents
+from gradalign_trainer.datasets.sources.files import read_jsonl, read_parquet
 from gradalign_trainer.numerals import as_integer, as_number
-from gradalign_trainer.progress import TellsProgress, no_progress
+from gradalign_trainer.reporting.progress import TellsProgress, no_progress
 
 __all__ = ["GroupId", "ResponseFile", "ResponseGroup", "parse_group_id", "read_responses", "sort_key", "wire_id"]
 

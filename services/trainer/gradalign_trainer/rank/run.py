@@ -16,16 +16,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradalign import Client
 from gradalign.errors import GradAlignError
-from gradalign_trainer.localscorer import local_scorer
-from gradalign_trainer.models import load_policy, pick_device
-from gradalign_trainer.progress import TellsProgress, no_progress
+from gradalign_trainer.curriculum.localscorer import local_scorer
+from gradalign_trainer.grpo.models import load_policy, pick_device
+from gradalign_trainer.rank.gradient import REFERENCE_EPSILON
 from gradalign_trainer.rank.ledger import Ledger
 from gradalign_trainer.rank.measure import POOLED, Encoded, Measurer, encode_file
 from gradalign_trainer.rank.outputs import ProblemFile, read_problem_file, write_lines, write_selected
 from gradalign_trainer.rank.responses import GroupId, ResponseFile, read_responses, wire_id
-from gradalign_trainer.rank.rule import REFERENCE_EPSILON
 from gradalign_trainer.rank.scoring import Columns, Scored, rank_order, score, spearman
 from gradalign_trainer.rank.settings import RankSettings
+from gradalign_trainer.reporting.progress import TellsProgress, no_progress
 
 __all__ = ["RankReport", "run_ranking"]
 

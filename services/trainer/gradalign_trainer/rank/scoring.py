@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from gradalign import Client
 from gradalign.errors import GradAlignError
-from gradalign.projection import Projection
-from gradalign.replies import Ranking, RefreshReply
+from gradalign.wire.projection import Projection
+from gradalign.wire.replies import Ranking, RefreshReply
 
 __all__ = ["Columns", "Scored", "rank_order", "score", "spearman"]
 

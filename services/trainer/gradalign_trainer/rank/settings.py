@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gradalign.errors import GradAlignError
-from gradalign_trainer.rank.rule import Rule
+from gradalign_trainer.rank.gradient import Rule
 
 __all__ = ["NEEDS_NO_VALIDATION", "RankSettings"]
 

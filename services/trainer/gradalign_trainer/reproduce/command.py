@@ -56,12 +56,12 @@ class ReproduceCommand:
             GradAlignError: a name is unknown, a cell failed, or the results in the folder are of other settings.
         """
         from gradalign_trainer.cli import log_to
-        from gradalign_trainer.reproduce.cells import Recipe
-        from gradalign_trainer.reproduce.grid import GridSettings, run_grid
-        from gradalign_trainer.reproduce.methods import METHODS
-        from gradalign_trainer.reproduce.report import write_report
+        from gradalign_trainer.reproduce.grid.cells import Recipe
+        from gradalign_trainer.reproduce.grid.grid import GridSettings, run_grid
+        from gradalign_trainer.reproduce.grid.methods import METHODS
+        from gradalign_trainer.reproduce.report.report import write_report
         from gradalign_trainer.settings import SettingsError, nearest
-        from gradalign_trainer.worlds import REGIMES as KNOWN
+        from gradalign_trainer.worlds.regimes import REGIMES as KNOWN
 
         console = Console(stderr=True)
         log_to(console, logging.INFO)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from statistics import fmean
 
+from gradalign_trainer.grpo.rollouts import ScoredRollouts, join_rollouts
 from gradalign_trainer.problems import Problem
-from gradalign_trainer.rollouts import ScoredRollouts, join_rollouts
 from gradalign_trainer.rounds.workshop import Workshop, good_share
 
 __all__ = ["dynamic_round"]

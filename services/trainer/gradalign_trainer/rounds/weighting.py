@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from statistics import fmean
 
-from gradalign_trainer.curriculum import Choice
+from gradalign_trainer.curriculum.curriculum import Choice
+from gradalign_trainer.grpo.rollouts import ScoredRollouts
 from gradalign_trainer.problems import Problem
-from gradalign_trainer.rollouts import ScoredRollouts
 from gradalign_trainer.rounds.workshop import Workshop, good_share, kind_alignments, scorer_figures
 
 __all__ = ["weighted_round"]

@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from gradalign.errors import GradAlignError, ValidationMismatch
-from gradalign.replies import Ranking
-from gradalign_trainer.config import TrainConfig
-from gradalign_trainer.costs import Costs
-from gradalign_trainer.curriculum import Choice, Curriculum
-from gradalign_trainer.features import PoolFeatures
-from gradalign_trainer.measured import Measured
-from gradalign_trainer.policy import Policy
+from gradalign.wire.replies import Ranking
+from gradalign_trainer.config.training import TrainConfig
+from gradalign_trainer.curriculum.curriculum import Choice, Curriculum
+from gradalign_trainer.curriculum.measured import Measured
+from gradalign_trainer.grpo.features import PoolFeatures
+from gradalign_trainer.grpo.policy import Policy
+from gradalign_trainer.grpo.rollouts import ScoredRollouts
 from gradalign_trainer.problems import ChanceReward, Problem
 from gradalign_trainer.records import Observer, RunData
-from gradalign_trainer.rollouts import ScoredRollouts
+from gradalign_trainer.rounds.costs import Costs
 
 __all__ = ["Workshop", "good_share", "scorer_figures"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradalign.checks import check_name
 from gradalign.errors import InvalidValue
-from gradalign.messages import AGGREGATIONS, STRATEGIES
-from gradalign_trainer.curriculum import ScorerAddress
+from gradalign.wire.checks import check_name
+from gradalign.wire.messages import AGGREGATIONS, STRATEGIES
+from gradalign_trainer.curriculum.curriculum import ScorerAddress
 from gradalign_trainer.settings import check_settings, limits
 
 __all__ = ["USES", "GradAlignConfig"]

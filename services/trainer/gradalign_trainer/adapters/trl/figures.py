@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from gradalign.replies import Ranking
+from gradalign.wire.replies import Ranking
 from gradalign_trainer.adapters.trl.link import ScorerLink
 
 __all__ = ["batch_figures"]

@@ -12,12 +12,12 @@ from typing import TypeVar
 
 from gradalign import Client
 from gradalign.errors import GradAlignError, NotFound, ProjectionMismatch, UnavailableError
-from gradalign.projection import Projection
-from gradalign.replies import Ranking, RunState, Selection
+from gradalign.wire.projection import Projection
+from gradalign.wire.replies import Ranking, RunState, Selection
 from gradalign_trainer.adapters.trl.config import GradAlignConfig
-from gradalign_trainer.failopen import FailOpen
+from gradalign_trainer.curriculum.failopen import FailOpen
+from gradalign_trainer.curriculum.measured import Measured
 from gradalign_trainer.fallbacks import AWAY, Fallbacks
-from gradalign_trainer.measured import Measured
 from gradalign_trainer.numerals import counted
 
 __all__ = ["ScorerLink"]

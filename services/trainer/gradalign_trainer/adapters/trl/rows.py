@@ -1,6 +1,6 @@
 """The problem id of each row of a TRL dataset: its own, or one made of its content.
 
-A row without an id is called as `gradalign_trainer.problemids.stable_id` has it, of `prompt`, `answer` and `source`
+A row without an id is called as `gradalign_trainer.adapters.problemids.stable_id` has it, of `prompt`, `answer` and `source`
 where these are its only columns; with other columns, the JSON of all but `prompt`, `source` and the images stands for the
 answer. So the id depends on the content alone: not on the order, the file or the machine.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gradalign.errors import GradAlignError
-from gradalign_trainer.problemids import stable_id
+from gradalign_trainer.adapters.problemids import stable_id
 
 __all__ = ["dataset_ids", "row_id"]
 

@@ -31,8 +31,8 @@ from gradalign_trainer.adapters.trl.link import ScorerLink
 from gradalign_trainer.adapters.trl.rows import dataset_ids, row_id
 from gradalign_trainer.adapters.trl.sampler import CurriculumSampler
 from gradalign_trainer.adapters.trl.state import CurriculumState
+from gradalign_trainer.curriculum.measured import Measured
 from gradalign_trainer.fallbacks import Fallbacks
-from gradalign_trainer.measured import Measured
 
 __all__ = ["GradAlignGRPOTrainer", "GradAlignMixin"]
 

@@ -22,7 +22,7 @@ from gradalign.errors import GradAlignError, NotFound, SketchError, StalePolicy,
 from gradalign.sketch import Sketcher
 from gradalign_trainer.adapters.verl.problems import batch_problem_ids
 from gradalign_trainer.adapters.verl.settings import VerlSettings
-from gradalign_trainer.measured import Measured
+from gradalign_trainer.curriculum.measured import Measured
 
 __all__ = ["ActorCapture", "ProblemGradients"]
 

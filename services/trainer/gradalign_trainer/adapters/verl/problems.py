@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradalign.errors import GradAlignError
-from gradalign_trainer.problemids import stable_id
+from gradalign_trainer.adapters.problemids import stable_id
 
 __all__ = ["TRUSTED", "ProblemRows", "batch_problem_ids", "mark_problems"]
 

@@ -1,0 +1,317 @@
+"""Sketches of many problems out of one backward."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gradalign.errors import SketchError
+from gradalign.sketch.capture.accumulate import Accumulator
+from gradalign.sketch.capture.exact import Exact, Place
+from gradalign.sketch.capture.operators.derived import Derived
+from gradalign.sketch.capture.operators.functions import Recorder, Tap, Trap
+from gradalign.sketch.capture.operators.intercept import Interceptor
+from gradalign.sketch.capture.recorder import UseRecorder
+from gradalign.sketch.capture.rows.problems import ProblemRows
+from gradalign.sketch.hashing.fixedpoint import check_fixed, from_fixed
+from gradalign.sketch.kernels.tables import HashTable
+from gradalign.sketch.parameters.shards import is_sharded
+
+__all__ = ["Capture"]
+
+_MADE = "_gradalign_derived"
+_ACTIVE = threading.local()
+
+
+class Source(Protocol):
+    """What a capture needs of its Sketcher."""
+
+    dtype: torch.dtype
+    reproducible: bool
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Global shapes of the sketched parameters by canonical name."""
+
+    @property
+    def dim(self) -> int:
+        """Number of buckets."""
+
+    def named(self) -> list[tuple[str, nn.Parameter]]:
+        """The trainable parameters by canonical name, checked to be those the Sketcher was made for."""
+
+    def table(self, name: str, device: torch.device) -> HashTable:
+        """The hashes of a parameter."""
+
+    def scale(self, place: Place, like: Tensor) -> Tensor | None:
+        """The preconditioner's multipliers at a place."""
+
+
+class Capture:
+    """A block in which forward and backward of a batch give the sketch of each of its problems.
+
+    Made by `Sketcher.capture`; see there.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        index: Tensor,
+        problems: int | None,
+        *,
+        keep_grad: bool,
+        against: Mapping[str, Tensor] | None,
+        onto: Capture | None,
+    ) -> None:
+        self.keep_grad = keep_grad
+        self.rows = ProblemRows(_checked_index(index, problems), _count(index, problems))
+        self.problems = _count(index, problems)
+        self.exact = None if against is None else Exact(against, source.shapes)
+        self.in_backward = False
+        self._onto = _checked_onto(onto, self.problems, against)
+        self._source = source
+        self._parameters: dict[int, tuple[nn.Parameter, Derived]] = {}
+        self._taps: dict[int, Tensor] = {}
+        self._passed: dict[int, Tensor] = {}
+        self._hooks: list[Any] = []
+        self._accumulators: dict[torch.device, Accumulator] = {}
+        self._open = False
+        self._sketches: Tensor | None = None
+        self._found: Tensor | None = None
+        self._fixed: tuple[Tensor, Tensor] | None = None
+        self._mode = Interceptor(self)
+
+    @property
+    def sketches(self) -> Tensor:
+        """The sketches, [problems, dim], in the Sketcher's dtype; after the block has ended."""
+        if self._sketches is None:
+            raise SketchError("captured.sketches is there once the with block has ended without an error.")
+        return self._sketches
+
+    @property
+    def dots(self) -> Tensor:
+        """Exact products with the unit vector of `against`, float64 [problems]; the wire's `dots`."""
+        return self._exactly()[:, 0]
+
+    @property
+    def norms(self) -> Tensor:
+        """Exact gradient norms, float64 [problems]; the wire's `norms`."""
+        return self._exactly()[:, 1]
+
+    def _exactly(self) -> Tensor:
+        if self.exact is None:
+            raise SketchError(
+                "captured.dots and captured.norms need the validation gradient: "
+                "sketcher.capture(problem_index, against=sketcher.gradients())."
+            )
+        if self._found is None:
+            raise SketchError(
+                "captured.dots and captured.norms are there once the with block has ended without an error."
+            )
+        return self._found
+
+    def __enter__(self) -> Capture:
+        if getattr(_ACTIVE, "capture", None) is not None:
+            raise SketchError("a capture is already open in this thread; end its with block first (they do not nest).")
+        if self._sketches is not None or self._accumulators:
+            raise SketchError("this capture has been used; call sketcher.capture(problem_index) for each batch.")
+        named = self._source.named()
+        for name, parameter in named:
+            if is_sharded(parameter):
+                raise SketchError(
+                    f"{name} is a DTensor; capture takes whole parameters only (DDP is fine). Sketch sharded models problem "
+                    "by problem with from_grads()."
+                )
+            self._parameters[id(parameter)] = (parameter, Derived(name, tuple(parameter.shape)))
+            self._hooks.append(parameter.register_hook(self._guard(name, id(parameter))))
+        self._open, _ACTIVE.capture = True, self
+        self._stance = torch.compiler.set_stance("force_eager")
+        self._stance.__enter__()
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._mode.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        self._stance.__exit__(kind, error, trace)
+        _ACTIVE.capture = None
+        for hook in self._hooks:
+            hook.remove()
+        self._taps.clear()
+        self._passed.clear()
+        self._parameters.clear()
+        try:
+            if error is None:
+                self._sketches = self._finish()
+        finally:
+            self._open = False
+            self._accumulators.clear()
+
+    def _finish(self) -> Tensor:
+        if not self._accumulators:
+            raise SketchError(
+                "no gradient was captured: run both the forward and loss.backward() of the batch inside the with block."
+            )
+        if self.exact is not None:
+            for place, pieces in self.exact.rest().items():
+                self.accumulator(pieces[0].right.device).pieces(place, pieces)
+        total = self._added()
+        if self.exact is not None:
+            found = _sum([accumulator.found for accumulator in self._accumulators.values()])
+            self._found = torch.stack([found[:, 0] / self.exact.norm, found[:, 1].sqrt()], 1)
+        if not torch.isfinite(total.sum()):
+            bad = (~torch.isfinite(total)).any(1).nonzero().squeeze(1).tolist()
+            raise SketchError(
+                f"the gradients of problems {bad[:10]} hold inf or NaN; leave them out of the round and look at their "
+                "losses (under fp16, lower the loss scale)."
+            )
+        return total
+
+    def _added(self) -> Tensor:
+        """The sketches of all devices, and of the capture that this one adds to."""
+        parts = list(self._accumulators.values())
+        if not self._source.reproducible:
+            total = _sum([part.sketches() for part in parts])
+            return total if self._onto is None else total + self._onto.sketches.to(total.device)
+        bulk = _sum([part.bulk for part in parts])
+        whole = _sum([part.fixed for part in parts if part.fixed is not None])
+        if self._onto is not None and self._onto._fixed is not None:
+            before, more = self._onto._fixed
+            whole, bulk = whole + before.to(whole.device), bulk + more.to(bulk.device)
+        self._fixed = whole, bulk
+        check_fixed(bulk[torch.isfinite(bulk)])
+        total = from_fixed(whole, self._source.dtype)
+        return total.masked_fill(~torch.isfinite(bulk)[:, None], torch.nan)
+
+    # What the interceptor and the recorders ask for.
+
+    def find(self, value: Any) -> Derived | None:
+        """How a value was made, if it is a tracked parameter or was derived from one."""
+        if not isinstance(value, Tensor):
+            return None
+        known = self._parameters.get(id(value))
+        if known is not None:
+            return known[1]
+        block, made, _ = getattr(value, _MADE, (None, None, None))
+        return made if block is self else None
+
+    def tapped(self, value: Tensor) -> Tensor:
+        """The value to compute with in place of a tracked one."""
+        key = id(value)
+        if key not in self._parameters:
+            real: Tensor = getattr(value, _MADE)[2]
+            return real
+        if key not in self._taps:
+
+            def passed(gradient: Tensor) -> Tensor | None:
+                if not self.keep_grad:
+                    return None
+                self._passed[key] = gradient
+                return gradient
+
+            self._taps[key] = Tap.apply(value, passed)  # type: ignore[no-untyped-call]
+        return self._taps[key]
+
+    def track(self, value: Tensor, derived: Derived) -> Tensor:
+        """Remember how a new value was made; the value to hand to the model in its place."""
+
+        def refuse() -> None:
+            raise _unseen(derived.name)
+
+        shown: Tensor = Trap.apply(value, refuse)  # type: ignore[no-untyped-call]
+        setattr(shown, _MADE, (self, derived, value))
+        return shown
+
+    def recorder(self, value: Tensor) -> Recorder:
+        """The recorder of one use of a tracked value."""
+        made = self.find(value)
+        assert made is not None
+        parameter = next(p for p, root in self._parameters.values() if root.name == made.name)
+        recorder = UseRecorder(self, made, parameter.detach(), tuple(value.shape), value.dtype)
+        if self.exact is not None and not self.in_backward:
+            self.exact.expect(recorder.place)
+        return recorder
+
+    def accumulator(self, device: torch.device) -> Accumulator:
+        """The sketches on one device."""
+        if not self._open:
+            raise SketchError(
+                "backward ran after the capture block had ended; call loss.backward() inside the with block."
+            )
+        if device not in self._accumulators:
+            self._accumulators[device] = Accumulator(
+                self.problems,
+                self._source.dim,
+                dtype=self._source.dtype,
+                device=device,
+                table=lambda name: self._source.table(name, device),
+                exact=self.exact,
+                scale=self._source.scale,
+                fixed=self._source.reproducible,
+            )
+        return self._accumulators[device]
+
+    def _guard(self, name: str, key: int) -> Any:
+        def check(gradient: Tensor | None) -> None:
+            if gradient is None:
+                return
+            passed = self._passed.pop(key, None)
+            if passed is None or passed.data_ptr() != gradient.data_ptr():
+                raise _unseen(name)
+
+        return check
+
+
+def _unseen(name: str) -> SketchError:
+    return SketchError(
+        f"{name} got a gradient from an operation that capture did not see: a kernel of its own, or a forward that ran "
+        "before the with block. Run the forward inside the block; or freeze the parameter, or use from_grads()."
+    )
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part.to(total.device)
+    return total
+
+
+def _checked_onto(onto: Capture | None, problems: int, against: object) -> Capture | None:
+    if onto is None:
+        return None
+    if against is not None:
+        raise SketchError(
+            "onto and against do not go together: norms do not add over batches. Capture a problem whole."
+        )
+    if len(onto.sketches) != problems:
+        raise SketchError(
+            f"onto holds sketches of {len(onto.sketches)} problems and this batch is of {problems}; give both captures the "
+            "same `problems`."
+        )
+    return onto
+
+
+def _count(index: Tensor, problems: int | None) -> int:
+    return int(index.max()) + 1 if problems is None else problems
+
+
+def _checked_index(index: Any, problems: int | None) -> Tensor:
+    if not isinstance(index, Tensor) or index.dtype != torch.long or index.ndim not in (1, 2) or not index.numel():
+        given = f"{index.dtype} {tuple(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
+        raise SketchError(
+            f"problem_index is {given}; expected a LongTensor [B] (problem of each row of the batch) or [B, T] (of each "
+            "token)."
+        )
+    low, high = int(index.min()), int(index.max())
+    if low < -1 or high < 0 or (problems is not None and high >= problems):
+        raise SketchError(
+            f"problem_index runs from {low} to {high}; expected 0 to problems - 1"
+            f"{'' if problems is None else f' = {problems - 1}'}, or -1 for rows of no problem."
+        )
+    return index

@@ -1,0 +1,159 @@
+"""Captured uses in which a parameter meets an activation element by element or by windows: look-ups, norms, convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's custom
+from torch import Tensor
+
+from gradalign.sketch.capture.operators.functions import Broadcast, Convolution, Lookup
+from gradalign.sketch.capture.operators.tracker import Tracker, in_autocast, name_of, refused
+
+__all__ = ["MEETINGS", "elementwise"]
+
+_Args = tuple[Any, ...]
+_Kwargs = dict[str, Any]
+_T = torch.Tensor
+
+
+def _embedding(tracker: Tracker, func: Any, args: _Args, kwargs: _Kwargs) -> Tensor:
+    def call(  # noqa: PLR0917 - torch's own signature
+        input: Tensor,  # noqa: A002
+        weight: Tensor,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,  # noqa: ARG001
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+    ) -> Tensor:
+        if max_norm is not None or scale_grad_by_freq or sparse or weight.ndim != 2:
+            raise refused(tracker, func, weight)
+        padding = -1 if padding_idx is None else padding_idx % len(weight)
+        index = tracker.rows.spread(input)
+        groups = tracker.rows.groups(index, 0, name_of(tracker, weight))
+        return Lookup.apply(index, tracker.tapped(weight), tracker.recorder(weight), groups, padding)  # type: ignore[no-any-return, no-untyped-call]
+
+    return call(*args, **kwargs)
+
+
+def _broadcast(tracker: Tracker, func: Any, x: Tensor, value: Tensor, *, beside: int | None = None) -> Tensor:
+    """A tracked value in the shape in which it meets an activation; or stands beside it, along an axis."""
+    made = tracker.find(value)
+    meeting = torch.broadcast_shapes(x.shape, value.shape) if beside is None else tuple(value.shape)
+    if made is not None and made.base is not None:
+        if made.picked is not None:
+            return _picked_rows(tracker, func, x, made.base, made.picked)
+        value = made.base
+    shape = tuple(value.shape)
+    while shape and shape[0] == 1:
+        shape = shape[1:]
+    rows = min(x.ndim - len(shape), x.ndim if beside is None else beside)
+    if rows < 1 or value.ndim > x.ndim:
+        raise refused(tracker, func, value)
+    groups = tracker.rows.groups(x, x.ndim - rows, name_of(tracker, value))
+    return Broadcast.apply(tracker.tapped(value), meeting, tracker.recorder(value), groups, rows)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _picked_rows(tracker: Tracker, func: Any, x: Tensor, base: Tensor, index: Tensor) -> Tensor:
+    """Rows that were picked of a matrix, one for each row of an activation."""
+    if base.ndim != 2 or x.ndim != 2 or len(index) != len(x):
+        raise refused(tracker, func, base)
+    groups = tracker.rows.groups(x, 1, name_of(tracker, base))
+    return Lookup.apply(index, tracker.tapped(base), tracker.recorder(base), groups, -1)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def elementwise(tracker: Tracker, func: Any, args: _Args, kwargs: _Kwargs) -> Tensor:
+    """Sums, products and the like of an activation and a tracked value, in either order."""
+    if len(args) < 2 or "out" in kwargs or all(tracker.find(a) is not None for a in args[:2]):
+        raise refused(tracker, func, args[0])
+    at = 1 if tracker.find(args[1]) is not None else 0
+    x = args[1 - at]
+    if tracker.find(args[at]) is None:
+        out: Tensor = func(*args, **kwargs)
+        return out
+    met = _broadcast(tracker, func, x, args[at])
+    out = func(*((x, met) if at else (met, x)), *args[2:], **kwargs)
+    tracker.rows.copy(x, out)
+    return out
+
+
+def _norm(tracker: Tracker, func: Any, args: _Args, kwargs: _Kwargs) -> Tensor:
+    layer = func in (F.layer_norm, torch.layer_norm)
+    names = (
+        ("input", "normalized_shape", "weight", "bias", "eps")
+        if layer
+        else ("input", "normalized_shape", "weight", "eps")
+    )
+    given = dict(zip(names, args, strict=False)) | kwargs
+    x, shape = given["input"], given["normalized_shape"]
+    eps = {"eps": given["eps"]} if given.get("eps") is not None else {}
+    out = F.layer_norm(x, shape, **eps) if layer else F.rms_norm(x, shape, **eps)
+    tracker.rows.copy(x, out)
+    for step, part in ((torch.mul, given.get("weight")), (torch.add, given.get("bias"))):
+        if part is not None:
+            out = elementwise(tracker, step, (out, part), {})
+    return out
+
+
+def _cat(tracker: Tracker, func: Any, args: _Args, kwargs: _Kwargs) -> Tensor:
+    """Values that were expanded to the rows of an activation and are set beside it, as attention sinks are."""
+
+    def call(tensors: Any, dim: int = 0) -> Tensor:
+        x = next((t for t in tensors if tracker.find(t) is None), None)
+        tracked = [t for t in tensors if tracker.find(t) is not None]
+        made = [tracker.find(t) for t in tracked]
+        if x is None or dim % x.ndim == 0 or any(m is None or m.base is None or m.picked is not None for m in made):
+            raise refused(tracker, func, tracked[0])
+        met = {id(t): _broadcast(tracker, func, x, t, beside=dim % x.ndim) for t in tracked}
+        out = torch.cat([met.get(id(t), t) for t in tensors], dim)
+        tracker.rows.follow(func, ([x for _ in tensors], dim), {}, out)
+        return out
+
+    return call(*args, **kwargs)
+
+
+def _conv(tracker: Tracker, func: Any, args: _Args, kwargs: _Kwargs) -> Tensor:
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    given = dict(zip(names, args, strict=False)) | kwargs
+    x, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
+    if tracker.find(x) is not None or x.ndim != weight.ndim or isinstance(given.get("padding"), str):
+        raise refused(tracker, func, x if tracker.find(x) is not None else weight if tracker.find(weight) else bias)
+    x, weight, bias = in_autocast(tracker, x, weight, bias)
+    if tracker.find(weight) is None:
+        out = func(x, weight, **given)
+    else:
+        groups = tracker.rows.groups(x, x.ndim - 1, name_of(tracker, weight))
+        out = Convolution.apply(x, tracker.tapped(weight), tracker.recorder(weight), groups, func, given)  # type: ignore[no-untyped-call]
+    tracker.rows.copy(x, out)
+    if bias is None:
+        return out  # type: ignore[no-any-return]
+    column, found = (-1, *(1,) * (x.ndim - 2)), tracker.find(bias)
+    if found is not None:
+        bias = tracker.track(tracker.tapped(bias).view(column), found.then(_T.view, (bias, column), {}, bias, 0))
+        return elementwise(tracker, _T.add_, (out, bias), {})
+    return out + bias.view(column)  # type: ignore[no-any-return]
+
+
+_ELEMENTWISE = {
+    getattr(owner, name)
+    for owner in (_T, torch)
+    for name in [
+        "add", "add_", "div", "div_", "mul", "mul_", "sub", "sub_", "true_divide", "multiply", "subtract",
+        "__add__", "__radd__", "__iadd__", "__mul__", "__rmul__", "__imul__", "__sub__", "__rsub__", "__isub__",
+        "__truediv__", "__rtruediv__", "__itruediv__", "__rdiv__",
+    ]
+    if hasattr(owner, name)
+}  # fmt: skip
+MEETINGS: dict[Any, Callable[[Tracker, Any, _Args, _Kwargs], Any]] = {
+    F.embedding: _embedding,
+    torch.embedding: _embedding,
+    F.layer_norm: _norm,
+    F.rms_norm: _norm,
+    torch.rms_norm: _norm,
+    torch.cat: _cat,
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), _conv),
+    **dict.fromkeys(_ELEMENTWISE, elementwise),
+}

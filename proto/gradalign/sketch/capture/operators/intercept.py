@@ -1,0 +1,125 @@
+"""Finds every use of a trainable parameter inside a capture, whichever module or function it happens in.
+
+A `TorchFunctionMode` sees each call of torch's API. Where an argument is a tracked parameter, or was computed from one
+alone, the call is replaced by one that records the gradient of each problem; a call that is not known is refused by
+name. So no use goes by unseen, in whatever module it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+from gradalign.sketch.capture.operators.derived import CASTS, PICKS
+from gradalign.sketch.capture.operators.elementwise import MEETINGS
+from gradalign.sketch.capture.operators.matmul import PRODUCTS
+from gradalign.sketch.capture.operators.tracker import Tracker, meets_activation, refused
+
+__all__ = ["Interceptor"]
+
+_Args = tuple[Any, ...]
+_Kwargs = dict[str, Any]
+_T = torch.Tensor
+
+
+class Interceptor(TorchFunctionMode):
+    """See the module's docstring."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        super().__init__()
+        self._tracker = tracker
+
+    def __torch_function__(self, func: Any, types: Any, args: _Args = (), kwargs: _Kwargs | None = None) -> Any:
+        """Replace a call that uses a tracked value; let others pass."""
+        kwargs = kwargs or {}
+        if func in _BACKWARDS:
+            # Gradient checkpointing runs forwards inside the backward: they are to be seen, too.
+            with self:
+                self._tracker.in_backward = True
+                try:
+                    return _BACKWARDS[func](*args, **kwargs)
+                finally:
+                    self._tracker.in_backward = False
+        if func in _UNTOUCHED or not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        tracked = [a for a in (*args, *kwargs.values()) if self._tracker.find(a) is not None]
+        tracked += [b for a in args if isinstance(a, (list, tuple)) for b in a if self._tracker.find(b) is not None]
+        if not tracked:
+            result = func(*args, **kwargs)
+            self._tracker.rows.follow(func, args, kwargs, result)
+            return result
+        handler = _HANDLERS.get(func)
+        if handler is not None and meets_activation(self._tracker, args, kwargs):
+            return handler(self._tracker, func, args, kwargs)
+        return self._derive(func, args, kwargs, tracked)
+
+    def _derive(self, func: Any, args: _Args, kwargs: _Kwargs, tracked: list[Tensor]) -> Any:
+        tracker = self._tracker
+        if func.__name__ in ("__get__", "__set__", "__delete__") and func not in _VIEWS:
+            return func(*args, **kwargs)
+        at = [i for i, a in enumerate(args) if tracker.find(a) is not None]
+        meets = func not in CASTS and func not in PICKS and meets_activation(tracker, args, kwargs)
+        if len(tracked) != 1 or len(at) != 1 or meets:
+            raise refused(tracker, func, tracked[0])
+        value = tracker.tapped(args[at[0]])
+        result = func(*args[: at[0]], value, *args[at[0] + 1 :], **kwargs)
+        if isinstance(result, Tensor) and result.requires_grad and result is not value:
+            made = tracker.find(args[at[0]])
+            assert made is not None
+            return tracker.track(result, made.then(func, args, kwargs, value, at[0]))
+        if isinstance(result, (tuple, list)) and any(isinstance(r, Tensor) and r.requires_grad for r in result):
+            return self._track_parts(func, args, kwargs, at[0], result)
+        return args[at[0]] if result is value else result
+
+    def _track_parts(self, func: Any, args: _Args, kwargs: _Kwargs, at: int, result: Any) -> Any:
+        made = self._tracker.find(args[at])
+        assert made is not None
+
+        def part(i: int) -> Tensor:
+            def pick(value: Tensor, *rest: Any, **named: Any) -> Any:
+                return func(value, *rest, **named)[i]
+
+            return self._tracker.track(result[i], made.then(pick, args, kwargs, args[at], at))
+
+        return tuple(part(i) for i in range(len(result)))
+
+
+def _edges(values: Any) -> Any:
+    """Tensors as edges of the graph, which torch takes for backward without asking the mode again."""
+    if isinstance(values, Tensor):
+        return get_gradient_edge(values) if values.requires_grad else values
+    return [_edges(value) for value in values] if isinstance(values, (list, tuple)) else values
+
+
+def _backward(  # noqa: PLR0917 - torch's own signature
+    tensors: Any, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False, inputs: Any = None,
+    grad_tensors: Any = None,
+) -> None:  # fmt: skip
+    gradient = grad_tensors if gradient is None else gradient
+    torch.autograd.backward(_edges(tensors), gradient, retain_graph, create_graph, inputs=_edges(inputs))
+
+
+def _grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    return torch.autograd.grad(_edges(outputs), _edges(inputs), *args, **kwargs)
+
+
+_BACKWARDS: dict[Any, Callable[..., Any]] = {
+    _T.backward: _backward,
+    torch.autograd.backward: _backward,
+    torch.autograd.grad: _grad,
+}
+_VIEWS = {getattr(_T, name).__get__ for name in ("T", "mT", "H", "mH")}
+_UNTOUCHED = {
+    *(getattr(_T, name).__get__ for name in ("data", "grad")),
+    *(
+        getattr(_T, name)
+        for name in ("detach", "requires_grad_", "register_hook", "retain_grad", "size", "dim", "stride")
+    ),
+    *(getattr(_T, name) for name in ("numel", "data_ptr", "is_floating_point", "__len__", "__repr__", "__hash__")),
+}
+_HANDLERS = PRODUCTS | MEETINGS

@@ -1,0 +1,91 @@
+"""What a problem's quality is expected to be, from its own scores and from those of problems with features like its own.
+
+Quality is 1 for problems like the validation problems, 0 for those that have nothing to do with them. Problems never scored
+are judged by problems like them, and those scored often by themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+from gradalign import SelectRequest
+from gradalign_scorer.ranking.predictor import Moments, Predictor
+from gradalign_scorer.ranking.scoring import Evidence
+from gradalign_scorer.ranking.selection import StoredScores
+from gradalign_scorer.ranking.weighting import prior_weight
+from gradalign_scorer.store import ProblemColumns
+
+__all__ = ["expectations", "stored_scores", "with_predictions"]
+
+Floats = npt.NDArray[np.float64]
+
+
+def stored_scores(columns: ProblemColumns) -> StoredScores:
+    """Priorities as last ranked."""
+    return StoredScores(
+        ids=columns.ids,
+        priorities=columns.column("priority"),
+        policy_versions=columns.column("policy_version"),
+        selected_versions=columns.column("selected_version"),
+    )
+
+
+def with_predictions(evidence: Evidence, moments: Moments | None, features: Floats, strength: float) -> Evidence:
+    """Evidence of problems [n] with the qualities that their features [n, F] predict, within [-1, 1].
+
+    Args:
+        evidence: of the problems.
+        moments: of the run; None where it has learned nothing yet: all qualities are 0.
+        features: of the problems.
+        strength: the alignment to expect at quality 1.
+    """
+    predicted = np.zeros(len(features)) if moments is None else Predictor(moments).predict(features)
+    return dataclasses.replace(evidence, predicted=np.clip(predicted, -1.0, 1.0), strength=strength)
+
+
+def expectations(
+    columns: ProblemColumns,
+    features: Floats,
+    moments: Moments | None,
+    request: SelectRequest,
+    spread: tuple[float, float] | None,
+) -> StoredScores:
+    """Scores whose priorities are expected qualities, under one Thompson draw of what features predict.
+
+    A good problem is worth more the more its rewards are expected to differ, since a group whose rollouts all earn the same
+    takes rollouts and gives nothing; and less the more often it was tried, since the same problem again teaches less than
+    another like it.
+
+    All scores are as fresh as the request, so that what is picked for exploration is drawn uniformly.
+
+    Args:
+        columns: what is remembered of the problems, n of them.
+        features: of them, [n, F].
+        moments: of the run; None where it has learned nothing yet: every priority is unknown.
+        request: its seed and policy version decide the draw.
+        spread: mean and standard deviation of alignments in the run; None before the first scores.
+    """
+    scores = stored_scores(columns)
+    fresh = np.full(len(scores.ids), float(request.policy_version))
+    if moments is None:
+        return dataclasses.replace(scores, priorities=np.full(len(fresh), np.nan), policy_versions=fresh)
+    drawn = Predictor(moments).draw(features, np.random.default_rng([request.seed, request.policy_version]))
+    pull = prior_weight(spread[1] if spread else 0.0)
+    expected = (pull * drawn + columns.column("evidence_sum")) / (pull + columns.column("evidence_weight"))
+    gain = _informative(columns.column("pass_rate")) / np.sqrt(1 + columns.column("times_scored"))
+    worth = np.where(expected > 0, expected * gain, expected)
+    return dataclasses.replace(scores, priorities=worth, policy_versions=fresh)
+
+
+def _informative(rates: Floats) -> Floats:
+    """`4 p (1 - p)`, how much the rewards of a group are expected to differ, [n]; the mean of the others for unknown rates.
+
+    A rate is seen over a few rollouts, so it is first drawn towards 1/2, as if by two more.
+    """
+    smoothed = (8 * rates + 1) / 10
+    found = 4 * smoothed * (1 - smoothed)
+    known = np.isfinite(found)
+    return np.where(known, found, found[known].mean() if known.any() else 1.0)

@@ -1,0 +1,46 @@
+"""Rollout groups with what they earned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradalign_trainer.grpo.generation import RolloutBatch, join_batches
+from gradalign_trainer.problems import Problem
+
+__all__ = ["ScoredRollouts", "join_rollouts"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRollouts:
+    """Rollout groups with their rewards; row p everywhere is problem p.
+
+    Attributes:
+        problems: P problems.
+        rollouts: G completions of each.
+        rewards: float32 [P, G].
+        advantages: float32 [P, G].
+    """
+
+    problems: Sequence[Problem]
+    rollouts: RolloutBatch
+    rewards: Tensor
+    advantages: Tensor
+
+    def groups(self, rows: Sequence[int]) -> ScoredRollouts:
+        """The groups of some of the problems, in the order given."""
+        problems = [self.problems[row] for row in rows]
+        return ScoredRollouts(problems, self.rollouts.groups(rows), self.rewards[rows], self.advantages[rows])
+
+
+def join_rollouts(parts: Sequence[ScoredRollouts]) -> ScoredRollouts:
+    """Groups of one size and one temperature, one part behind the other."""
+    return ScoredRollouts(
+        [problem for part in parts for problem in part.problems],
+        join_batches([part.rollouts for part in parts]),
+        torch.cat([part.rewards for part in parts]),
+        torch.cat([part.advantages for part in parts]),
+    )

@@ -1,0 +1,68 @@
+"""What the processes of a grid do. Each plays many cells, since the import of torch costs as much as a short one."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+
+import torch
+
+from gradalign import Client
+from gradalign.errors import GradAlignError, NotFound
+from gradalign_trainer.config.training import TrainConfig
+from gradalign_trainer.grpo.models import hush_weights
+from gradalign_trainer.records import RoundReport
+from gradalign_trainer.runs.data import load_run_data
+from gradalign_trainer.runs.loop import train
+from gradalign_trainer.runs.parent_death import end_with_parent
+from gradalign_trainer.worlds.basemodel import BaseTraining, base_model
+
+__all__ = ["play", "prepare_base", "set_up"]
+
+
+def set_up() -> None:
+    """Once a process: one thread, since there are as many processes as cores, and warnings only; it ends with its parent."""
+    end_with_parent()
+    hush_weights()
+    torch.set_num_threads(1)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+
+
+def prepare_base(config: TrainConfig, settings: BaseTraining) -> str:
+    """The folder of a base model, trained first where it is not in the cache of models."""
+    return str(base_model(config.model_cache.expanduser(), settings))
+
+
+def play(config: TrainConfig) -> Sequence[RoundReport]:
+    """Train once, in an output folder that is removed before and after; the reports of all rounds.
+
+    Raises:
+        RuntimeError: the run could not be played, or chose at random for want of a scorer or a signal. Not a
+            GradAlignError, whose arguments need not survive the way back from a process.
+    """
+    shutil.rmtree(config.output, ignore_errors=True)
+    try:
+        _forget(config)
+        result = train(config, load_run_data(config), config.model)
+        _forget(config)
+    except GradAlignError as error:
+        raise RuntimeError(str(error)) from error
+    finally:
+        shutil.rmtree(config.output, ignore_errors=True)
+    if result.fallbacks:
+        raise RuntimeError(
+            f"with the scorer at {config.scorer_url} {result.reasons.told()}; the warnings above say more."
+        )
+    return result.reports
+
+
+def _forget(config: TrainConfig) -> None:
+    """Let the scorer forget the run: an earlier try that was killed, and what is over."""
+    if not config.needs_scorer or config.scorer_url is None:
+        return
+    with Client(config.scorer_url, run_id=config.run_id, api_key=config.scorer_api_key) as client:
+        try:
+            client.delete_run()
+        except NotFound:
+            return

@@ -1,0 +1,42 @@
+"""The golden bytes of `proto/vectors/codec.json`: what other clients are tested against must hold for ours."""
+
+import json
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from gradalign import Projection, RefreshRequest, ScoreRequest, parameters_digest
+from gradalign.wire.codec import MSGPACK, decode_request, encode_request
+
+GOLDEN = json.loads((Path(__file__).parents[3] / "proto/vectors/codec.json").read_text(encoding="utf-8"))
+CASES = GOLDEN["requests"]
+KINDS = {"/score": ScoreRequest, "/refresh_validation": RefreshRequest}
+
+
+def decoded(case):
+    return decode_request(KINDS[case["path"]], MSGPACK, memoryview(bytes.fromhex(case["body_hex"])))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_body_is_read_as_written(name):
+    request = decoded(CASES[name])
+    assert request.header() == CASES[name]["header"]
+    assert request.sketches.numpy().tolist() == GOLDEN["rows"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_body_is_written_again(name):
+    assert b"".join(encode_request(decoded(CASES[name]))).hex() == CASES[name]["body_hex"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_body_is_two_plain_packs(name):
+    case = CASES[name]
+    plain = msgpack.packb(case["header"]) + msgpack.packb(bytes.fromhex(case["bin_hex"]))
+    assert plain.hex() == case["body_hex"]
+
+
+def test_golden_projection():
+    golden = GOLDEN["projection"]
+    assert Projection.from_map(golden["map"]).parameters == parameters_digest(golden["shapes"])
