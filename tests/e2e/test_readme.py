@@ -1,15 +1,12 @@
 """The README's examples, run as printed."""
 
-import json
 import re
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from pageblocks import blocks_of
 
-from gradalign import Client
 from gradalign_trainer.grpo.generation import Sampling, generate
 from gradalign_trainer.grpo.loss import problem_losses
 from gradalign_trainer.worlds.arithmetic import CHARACTERS, arithmetic_problem
@@ -22,18 +19,6 @@ ADDRESS = "http://127.0.0.1:8000"
 
 def block(language):
     return blocks_of(README, language)[0].code
-
-
-def test_the_curl_calls_answer_what_the_readme_says(scorer):
-    ran = subprocess.run(
-        ["sh", "-ec", block("sh").replace(ADDRESS, scorer.url)], capture_output=True, text=True, check=True
-    )
-    first, _, second = ran.stdout.partition("}{")
-    assert json.loads(first + "}")["problems"] == 2
-    for promised in re.findall(r'`("(?:problem_ids|selected)":\[.*?\])`', README):
-        assert promised in second
-    with Client(scorer.url, run_id="hello") as client:
-        client.delete_run()
 
 
 def test_the_loop_of_ones_own_runs(scorer, run_id):

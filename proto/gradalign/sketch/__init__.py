@@ -1,4 +1,7 @@
-"""Sketches of a torch model's gradients: `pip install 'gradalign[sketch]'`."""
+"""Sketches of a torch model's gradients: `pip install 'gradalign[sketch]'`.
+
+May import its rooms and the wire. A change here keeps the public names, the golden sketches and the laws in tests/property.
+"""
 
 from gradalign.sketch.capture.capture import Capture
 from gradalign.sketch.parameters.coverage import Coverage

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from rich.console import Console
-from rich.logging import RichHandler
 
-__all__ = ["DemoCommand", "TrainCommand", "log_to"]
+from gradalign_trainer.reporting.console import log_to
+
+__all__ = ["DemoCommand", "TrainCommand"]
 
 
 class TrainCommand:
@@ -79,23 +80,3 @@ class DemoCommand:
         settings = DemoSettings(output=args.output, seed=args.seed, scorer_url=args.scorer_url)
         run_demo(settings if args.rounds is None else settings.with_rounds(args.rounds), console)
         return 0
-
-
-def log_to(console: Console, level: int) -> None:
-    """Log beside the bars on a terminal, as plain lines elsewhere.
-
-    Args:
-        console: where the bars are.
-        level: from which on messages are shown.
-    """
-    from gradalign_trainer.grpo.models import hush_weights
-
-    handler: logging.Handler = logging.StreamHandler()
-    if console.is_terminal:
-        handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S")
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler], force=True, format="%(message)s")
-    hush_weights()
-    for chatty in ("httpx", "httpcore", "matplotlib"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -1,4 +1,7 @@
-"""The curriculum's state in Redis: one fenced, idempotent script per kind of write."""
+"""The curriculum's state in Redis: one fenced, idempotent script per kind of write.
+
+May import the ranking's features and nothing of HTTP. A change here keeps: one script a write, no acknowledged write lost.
+"""
 
 from gradalign_scorer.store.commits import Commit, RefreshCommit, ScoreCommit, SelectionCommit
 from gradalign_scorer.store.embedded.valkey import EmbeddedServer, EmbeddedServerError

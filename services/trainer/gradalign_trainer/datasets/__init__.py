@@ -1,4 +1,7 @@
-"""Problems from JSONL, Parquet, verl's format, Hugging Face datasets and `reasoning_gym` tasks; docs/data.md shows how."""
+"""Problems from JSONL, Parquet, verl's format, Hugging Face datasets and `reasoning_gym` tasks; docs/data.md shows how.
+
+May import its records and sources, and worlds. A change here keeps older files valid.
+"""
 
 from gradalign_trainer.datasets.load import LoadedProblems, load_problems
 from gradalign_trainer.datasets.records.chat import render_prompts

@@ -8,16 +8,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import PreTrainedTokenizerFast as FastTokenizer
-from transformers.utils import logging
 
-__all__ = ["hush_weights", "load_policy", "load_tokenizer", "pick_device"]
+__all__ = ["load_policy", "load_tokenizer", "pick_device"]
 
 _PLAIN_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}
-
-
-def hush_weights() -> None:
-    """Stop transformers from drawing bars over ours when it reads or writes weights; those of downloads stay."""
-    logging.disable_progress_bar()
 
 
 def pick_device(name: str) -> torch.device:

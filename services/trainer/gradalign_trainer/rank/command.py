@@ -67,8 +67,8 @@ class RankCommand:
         """
         import logging
 
-        from gradalign_trainer.cli import log_to
         from gradalign_trainer.rank.run import run_ranking
+        from gradalign_trainer.reporting.console import log_to
         from gradalign_trainer.reporting.progress import show_progress
 
         console = Console(stderr=True)

@@ -2,4 +2,6 @@
 
 `gradalign reproduce` runs it: `grid` plays the cells, `results` keeps them, `readings` reads their curves at equal
 updates, rollouts and seconds, `tables` and `pictures` show them.
+
+May import its grid and its report. A change here keeps finished cells valid.
 """

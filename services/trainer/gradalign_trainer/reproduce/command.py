@@ -55,7 +55,7 @@ class ReproduceCommand:
         Raises:
             GradAlignError: a name is unknown, a cell failed, or the results in the folder are of other settings.
         """
-        from gradalign_trainer.cli import log_to
+        from gradalign_trainer.reporting.console import log_to
         from gradalign_trainer.reproduce.grid.cells import Recipe
         from gradalign_trainer.reproduce.grid.grid import GridSettings, run_grid
         from gradalign_trainer.reproduce.grid.methods import METHODS

@@ -3,6 +3,8 @@
 `choosing` is choose, then generate: score a pool, train on the selection with fresh rollouts. `weighting` is generate,
 then weight: score every training batch, and let its groups count by their weight. `dynamic` draws until a batch is full of
 groups that have a signal.
+
+May import grpo and the curriculum. A change here keeps a round's draws the same for a seed.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def _train(config: TrainConfig, connection: Any) -> None:
     """The process of a run."""
     import torch
 
-    from gradalign_trainer.grpo.models import hush_weights
+    from gradalign_trainer.reporting.console import hush_weights
     from gradalign_trainer.runs.session import run_training
 
     end_with_parent()

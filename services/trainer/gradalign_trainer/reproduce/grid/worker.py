@@ -11,8 +11,8 @@ import torch
 from gradalign import Client
 from gradalign.errors import GradAlignError, NotFound
 from gradalign_trainer.config.training import TrainConfig
-from gradalign_trainer.grpo.models import hush_weights
 from gradalign_trainer.records import RoundReport
+from gradalign_trainer.reporting.console import hush_weights
 from gradalign_trainer.runs.data import load_run_data
 from gradalign_trainer.runs.loop import train
 from gradalign_trainer.runs.parent_death import end_with_parent
