@@ -11,8 +11,9 @@ The scorer raises these classes, the wire carries their `type`, and the client r
     │   ├── NotFound                404
     │   ├── Conflict                409
     │   │   ├── ValidationMissing   no validation gradient is held for the run
-    │   │   ├── ValidationMismatch  `dots` were taken against a validation version that is not the current one
+    │   │   ├── ValidationMismatch  `dots` or `products` were taken against a version that is not the current one
     │   │   ├── ProjectionMismatch  the sketches were made in another way than the run's
+    │   │   │   └── KindMismatch    the run has sketches, not products, or the reverse, or another kind of alignments
     │   │   ├── StalePolicy         the policy version went backwards
     │   │   ├── Fenced              a newer epoch of the run has taken over
     │   │   └── RequestIdReused     the request id belongs to another request
@@ -37,6 +38,7 @@ __all__ = [
     "Forbidden",
     "GradAlignError",
     "InvalidValue",
+    "KindMismatch",
     "MalformedRequest",
     "MethodNotAllowed",
     "NotFound",
@@ -147,7 +149,7 @@ class ValidationMissing(Conflict):
 
 
 class ValidationMismatch(Conflict):
-    """`dots_version` or `decay_version` names a validation version that is not the current one."""
+    """`dots_version`, `products_version` or `decay_version` names a validation version that is not the current one."""
 
     type = "validation_mismatch"
 
@@ -156,6 +158,12 @@ class ProjectionMismatch(Conflict):
     """The sketches were made with another projection than the run's."""
 
     type = "projection_mismatch"
+
+
+class KindMismatch(ProjectionMismatch):
+    """The run has sketches and the request products, or the reverse; or its alignments are of another kind."""
+
+    type = "kind_mismatch"
 
 
 class FeaturesMismatch(Conflict):

@@ -3,7 +3,8 @@
     python proto/vectors/make_codec.py
 
 Floats of the sketches are exact in their dtype, so any implementation must reproduce the bytes of the bin, and read the
-header back as it stands here. Map keys may come in any order; `body` has them in ours.
+header back as it stands here. A request with products has no bin (`bin_hex` is null), and may end with an empty one. Map
+keys may come in any order; `body` has them in ours.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ def requests() -> dict[str, ScoreRequest | RefreshRequest]:
     single = SketchMatrix.of(np.array(ROWS, dtype=np.float32))
     columns: dict[str, Any] = {"norms": [2.5, 0.0, 3.5], "rollouts": [8, 8, 8], "tokens": [90, 64, 1200]}
     exact: dict[str, Any] = {"dots": [0.5, 0.0, -0.25], "dots_version": 3, "pass_rates": [0.5, 1.0, 0.125]}
+    rows: dict[str, Any] = {"run_id": "golden", "problem_ids": COMMON["problem_ids"], "policy_version": 12}
+    products: dict[str, Any] = {"products": [[0.5, -1.25, 0.0], [0.0], [-3.0, 1.5]]}
     choice: dict[str, Any] = {"strategy": "cosine", "select": 2, "request_id": "0123abcd", "epoch": 2}
     return {
         "score_minimal_float32": ScoreRequest(**COMMON, policy_version=0, sketches=single),
@@ -50,6 +53,19 @@ def requests() -> dict[str, ScoreRequest | RefreshRequest]:
         "refresh_bfloat16": RefreshRequest(
             **COMMON, policy_version=12, sketches=brain, tokens=[90, 64, 1200], aggregation="pooled", request_id="r-1"
         ),
+        "refresh_products": RefreshRequest(**rows, products=[[0.5, 0.25, 0.0], [0.0], [1.0, 0.25]], lengths=2.0),
+        "score_products_minimal": ScoreRequest(**rows, **products, products_version=3),
+        "score_products_every_key": ScoreRequest(
+            **rows,
+            **products,
+            **columns,
+            products_version=3,
+            norms_kind="head",
+            pass_rates=[0.5, 1.0, 0.125],
+            rollout_weights=True,
+            shrink_weights=True,
+            **{**choice, "strategy": "shrunken"},
+        ),
     }
 
 
@@ -62,7 +78,7 @@ def vectors() -> dict[str, Any]:
             name: {
                 "path": "/score" if isinstance(request, ScoreRequest) else "/refresh_validation",
                 "header": request.header(),
-                "bin_hex": bytes(request.sketches.data).hex(),
+                "bin_hex": None if request.sketches is None else bytes(request.sketches.data).hex(),
                 "body_hex": b"".join(encode_request(request)).hex(),
             }
             for name, request in requests().items()

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from ranking_kit import CPU, by_id, rank, request_of, unit
 
+from gradalign.wire.messages import SKETCH_STRATEGIES
 from gradalign_scorer.ranking.scoring import Evidence, score
-from gradalign_scorer.ranking.strategies import STRATEGIES
 from gradalign_scorer.service.outcomes import score_commit
 
 DTYPES = ("float16", "bfloat16", "float32")
@@ -73,7 +73,7 @@ def test_shuffling_the_rows_changes_nothing(strategy, pool, random):
     assert other.weights == pytest.approx(first.weights, abs=1e-9)
 
 
-@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - set(ROW_BY_ROW)))
+@pytest.mark.parametrize("strategy", sorted(set(SKETCH_STRATEGIES) - set(ROW_BY_ROW)))
 @quick
 @given(st.integers(0, 2**32 - 1), st.randoms(use_true_random=False))
 def test_shuffling_the_rows_changes_no_set_aware_ranking(strategy, seed, random):
@@ -160,7 +160,7 @@ def test_duplicates_of_a_row_tie_and_stand_side_by_side_by_id(strategy, pool, da
     assert list(values) == sorted(values, key=lambda i: (-values[i], i))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", SKETCH_STRATEGIES)
 @quick
 @given(pools())
 def test_everything_is_within_its_bounds(strategy, pool):
@@ -191,7 +191,7 @@ def test_a_row_that_is_rejected_leaves_the_others_alone(strategy, pool, data):
     assert by_id(other, "weights") == pytest.approx(by_id(first, "weights"), abs=1e-9)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", SKETCH_STRATEGIES)
 @quick
 @given(pools(), st.integers(0, 30))
 def test_the_same_request_gives_the_same_reply_and_selects_a_prefix(strategy, pool, select):

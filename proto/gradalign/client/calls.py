@@ -54,6 +54,11 @@ class ScoreFields(TypedDict, total=False):
     strategy: str | None
     select: int | None
     features: Any
+    products: Any
+    products_version: int | None
+    norms_kind: str | None
+    rollout_weights: bool | None
+    shrink_weights: bool | None
     request_id: str | None
 
 
@@ -66,6 +71,9 @@ class RefreshFields(TypedDict, total=False):
     aggregation: str | None
     decay: float | None
     decay_version: int | None
+    products: Any
+    lengths: float | Sequence[float] | None
+    norms_kind: str | None
     request_id: str | None
 
 
@@ -199,12 +207,12 @@ class CallBuilder:
         given = uuid.uuid4().hex if request_id is None else request_id
         return {"run_id": self.run_id, "epoch": self.epoch, "request_id": given}
 
-    def _sketches(
-        self, problem_ids: Sequence[str], sketches: Any, policy_version: int, projection: Projection
+    def _rows(
+        self, problem_ids: Sequence[str], sketches: Any, policy_version: int, projection: Projection | None
     ) -> dict[str, Any]:
         return {
             "problem_ids": list(problem_ids),
-            "sketches": SketchMatrix.of(sketches),
+            "sketches": None if sketches is None else SketchMatrix.of(sketches),
             "policy_version": policy_version,
             "projection": projection,
         }
@@ -214,12 +222,12 @@ class CallBuilder:
         problem_ids: Sequence[str],
         sketches: Any,
         policy_version: int,
-        projection: Projection,
+        projection: Projection | None,
         **columns: Unpack[ScoreFields],
     ) -> Call[Ranking]:
         """`POST /score`."""
         common = self._common(columns.pop("request_id", None))
-        rows = self._sketches(problem_ids, sketches, policy_version, projection)
+        rows = self._rows(problem_ids, sketches, policy_version, projection)
         request = ScoreRequest(**common, **rows, **columns)  # type: ignore[arg-type]
         return Call("POST", "/v1/score", Ranking.from_map, encode_request(request), MSGPACK)
 
@@ -228,12 +236,12 @@ class CallBuilder:
         problem_ids: Sequence[str],
         sketches: Any,
         policy_version: int,
-        projection: Projection,
+        projection: Projection | None,
         **columns: Unpack[RefreshFields],
     ) -> Call[RefreshReply]:
         """`POST /refresh_validation`."""
         common = self._common(columns.pop("request_id", None))
-        rows = self._sketches(problem_ids, sketches, policy_version, projection)
+        rows = self._rows(problem_ids, sketches, policy_version, projection)
         request = RefreshRequest(**common, **rows, **columns)  # type: ignore[arg-type]
         return Call("POST", "/v1/refresh_validation", RefreshReply.from_map, encode_request(request), MSGPACK)
 

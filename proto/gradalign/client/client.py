@@ -5,9 +5,12 @@
     client.refresh_validation(problem_ids, sketches, policy_version=12, projection=sketcher.projection)
     ranking = client.score(problem_ids, sketches, policy_version=12, projection=sketcher.projection, select=256)
     ranking.selected
+    # or, with the products of rollouts with the validation gradient instead of sketches:
+    reply = client.refresh_validation(problem_ids, products=products, lengths=length, policy_version=12)
+    ranking = client.score(problem_ids, products=products, products_version=reply.validation_version, policy_version=12)
 
-Every request that changes something carries a request id, so a retry is applied exactly once. A client is safe to use
-from several threads (`Client`) or tasks (`AsyncClient`).
+Every request that changes something carries a request id: a retry is applied exactly once. Threads may share a `Client`,
+and tasks an `AsyncClient`.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import httpx
@@ -136,19 +138,19 @@ class Client(_Base):
     def refresh_validation(
         self,
         problem_ids: Sequence[str],
-        sketches: Any,
+        sketches: Any = None,
         *,
         policy_version: int,
-        projection: Projection,
+        projection: Projection | None = None,
         **columns: Unpack[RefreshFields],
     ) -> RefreshReply:
         """Replace the validation gradient.
 
         Args:
             problem_ids: distinct ids of the validation problems.
-            sketches: [problems, dim], numpy or torch (any device) or nested lists; float16, bfloat16 or float32.
+            sketches: [problems, dim], numpy, torch (any device) or lists; float16, bfloat16 or float32; None with products.
             policy_version: the weights the gradients were taken at.
-            projection: how the sketches were made, `sketcher.projection`.
+            projection: how the sketches were made, `sketcher.projection`; None without sketches.
             columns: as `RefreshRequest` documents them.
         """
         return self._send(self._calls.refresh_validation(problem_ids, sketches, policy_version, projection, **columns))
@@ -156,19 +158,19 @@ class Client(_Base):
     def score(
         self,
         problem_ids: Sequence[str],
-        sketches: Any,
+        sketches: Any = None,
         *,
         policy_version: int,
-        projection: Projection,
+        projection: Projection | None = None,
         **columns: Unpack[ScoreFields],
     ) -> Ranking:
         """Rank candidate problems, best first.
 
         Args:
             problem_ids: distinct ids of the candidates.
-            sketches: [problems, dim], numpy or torch (any device) or nested lists; float16, bfloat16 or float32.
+            sketches: [problems, dim], numpy, torch (any device) or lists; float16, bfloat16 or float32; None with products.
             policy_version: the weights the gradients were taken at.
-            projection: how the sketches were made, `sketcher.projection`.
+            projection: how the sketches were made, `sketcher.projection`; None without sketches.
             columns: as `ScoreRequest` documents them; `select=n` also marks the best n as selected.
         """
         return self._send(self._calls.score(problem_ids, sketches, policy_version, projection, **columns))
@@ -225,9 +227,7 @@ class Client(_Base):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -269,10 +269,10 @@ class AsyncClient(_Base):
     async def refresh_validation(
         self,
         problem_ids: Sequence[str],
-        sketches: Any,
+        sketches: Any = None,
         *,
         policy_version: int,
-        projection: Projection,
+        projection: Projection | None = None,
         **columns: Unpack[RefreshFields],
     ) -> RefreshReply:
         """Replace the validation gradient; arguments as in `Client.refresh_validation`."""
@@ -283,10 +283,10 @@ class AsyncClient(_Base):
     async def score(
         self,
         problem_ids: Sequence[str],
-        sketches: Any,
+        sketches: Any = None,
         *,
         policy_version: int,
-        projection: Projection,
+        projection: Projection | None = None,
         **columns: Unpack[ScoreFields],
     ) -> Ranking:
         """Rank candidate problems, best first; arguments as in `Client.score`."""
@@ -344,7 +344,5 @@ class AsyncClient(_Base):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()

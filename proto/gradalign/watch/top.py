@@ -92,7 +92,8 @@ def _runs(states: Sequence[RunState]) -> RenderableType:
     table.add_column("warnings")
     for state in states:
         age = validation_age(state.policy_version, state.validation_policy_version)
-        cells = [state.policy_version, age, state.coherence, state.reliability, state.problems, state.rounds]
+        trust = state.rollout_reliability if state.kind == "products" else state.reliability
+        cells = [state.policy_version, age, state.coherence, trust, state.problems, state.rounds]
         words = "; ".join(warning.message for warning in state.warnings)
         table.add_row(
             _plain(state.run_id),
@@ -104,7 +105,9 @@ def _runs(states: Sequence[RunState]) -> RenderableType:
 
 
 def _heading(state: RunState) -> Text:
-    dim = f", k = {state.projection['dim']}" if state.projection else ""
+    dim = (
+        f", k = {state.projection['dim']}" if state.projection else ", by products" if state.kind == "products" else ""
+    )
     facts = f"  policy {state.policy_version}, strategy {state.strategy}{dim}, {state.problems} problems, "
     return Text.assemble((state.run_id, "bold"), facts, f"{state.rounds} rounds, the last {ago(state.updated_at)}")
 
@@ -133,7 +136,13 @@ def _facts(state: RunState, rounds: Sequence[RoundRecord]) -> Table:
     age = validation_age(state.policy_version, state.validation_policy_version)
     of = f"{state.validation_problems} problems, {_shown(age)} policy versions old"
     table.add_row(Text("validation coherence"), _shown(state.coherence), Text(of))
-    table.add_row(Text("reliability"), _shown(state.reliability), Text(f"k = {advised} would do" if advised else ""))
+    if state.kind == "products":
+        table.add_row(Text("products over |v|"), _shown(state.products_quotient), Text("1 where they are exact"))
+        table.add_row(Text("reliability"), _shown(state.rollout_reliability), Text("over fresh rollouts"))
+    else:
+        table.add_row(
+            Text("reliability"), _shown(state.reliability), Text(f"k = {advised} would do" if advised else "")
+        )
     return table
 
 

@@ -6,7 +6,7 @@ import math
 import re
 import reprlib
 from collections.abc import Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,21 @@ from gradalign.errors import InvalidValue
 
 __all__ = [
     "LARGEST_FEATURE",
+    "LARGEST_PRODUCT",
     "MAX_FEATURES",
+    "MAX_PRODUCTS",
+    "MAX_ROLLOUTS",
     "NAME_PATTERN",
     "check_distinct_ids",
     "check_features",
+    "check_flag",
     "check_int",
+    "check_length",
     "check_name",
     "check_number",
     "check_numbers",
     "check_one_of",
+    "check_products",
     "check_table",
     "check_text",
     "shown",
@@ -32,6 +38,12 @@ __all__ = [
 
 MAX_FEATURES = 64
 LARGEST_FEATURE = 1e3
+MAX_ROLLOUTS = 4096
+"""Of one problem."""
+MAX_PRODUCTS = 1 << 20
+"""Rollouts of all problems of a request."""
+LARGEST_PRODUCT = 1e30
+"""Of a problem; beyond it float32, in which scores are stored, is near its end."""
 NAME_PATTERN = r"[A-Za-z0-9._-]{1,128}"
 _NAME = re.compile(NAME_PATTERN)
 
@@ -169,6 +181,31 @@ def _overflows(value: Any) -> bool:
     return False
 
 
+def check_length(param: str, value: Any) -> float:
+    """The length of a vector, a positive number of at most LARGEST_PRODUCT; a list of one is taken too."""
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(plain, Sequence) and not isinstance(plain, (str, bytes)) and len(plain) == 1:
+        plain = plain[0].tolist() if hasattr(plain[0], "tolist") else plain[0]
+    try:
+        number = check_number(param, plain, high=LARGEST_PRODUCT)
+    except InvalidValue:
+        number = 0.0
+    if number <= 0:
+        raise InvalidValue(
+            f"{param} is {shown(plain)}; expected the norm of the validation gradient, one positive number of at most "
+            f"{LARGEST_PRODUCT:g}. Where it is 0, no rollout of the validation problems says anything: take more.",
+            param=param,
+        )
+    return number
+
+
+def check_flag(param: str, value: Any) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise InvalidValue(f"{param} is {shown(value)}; expected true or false.", param=param)
+    return value
+
+
 def check_one_of(param: str, value: Any, allowed: Sequence[str]) -> str:
     """One of a fixed set of names."""
     if value not in allowed:
@@ -238,3 +275,51 @@ def check_features(param: str, value: Any, *, count: int) -> list[list[float]]:
         )
     rows: list[list[float]] = table.tolist()
     return rows
+
+
+def check_products(param: str, value: Any, *, count: int) -> list[list[float]]:
+    """Products per rollout, a group for each problem: [count] lists of 1 to MAX_ROLLOUTS numbers; NaN and Inf are taken.
+
+    Groups may differ in length, and be lists, numpy arrays or torch tensors.
+    """
+    groups = value.tolist() if hasattr(value, "tolist") else value
+    wanted = f"{count} lists, one for each of problem_ids, of a number for each rollout"
+    if isinstance(groups, (str, bytes)) or not isinstance(groups, Sequence):
+        raise InvalidValue(f"{param} is {shown(groups)}; expected {wanted}.", param=param)
+    if len(groups) != count:
+        raise InvalidValue(
+            f"{param} holds {len(groups)} groups for {count} problem_ids; expected {wanted}.", param=param
+        )
+    plain = all(type(group) is list for group in groups) and set(map(type, chain.from_iterable(groups))) == {float}
+    if not plain or min(map(len, groups)) < 1 or max(map(len, groups)) > MAX_ROLLOUTS:
+        groups = [_group(f"{param}[{place}]", group) for place, group in enumerate(groups)]
+    total = sum(map(len, groups))
+    if total > MAX_PRODUCTS:
+        raise InvalidValue(
+            f"{param} holds {total} numbers; expected at most {MAX_PRODUCTS}. Split the problems over several requests.",
+            param=param,
+        )
+    return list(groups)
+
+
+def _group(param: str, value: Any) -> list[float]:
+    group = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(group, (str, bytes)) or not isinstance(group, Sequence) or not 1 <= len(group) <= MAX_ROLLOUTS:
+        raise InvalidValue(
+            f"{param} is {shown(group)}; expected a list of 1 to {MAX_ROLLOUTS} numbers, one for each rollout. Leave out "
+            "problems without rollouts.",
+            param=param,
+        )
+    if set(map(type, group)) == {float}:
+        return list(group)
+    return [_any_number(f"{param}[{place}]", each) for place, each in enumerate(group)]
+
+
+def _any_number(param: str, value: Any) -> float:
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    if type(plain) is float:
+        return plain
+    # A longer integer is no float.
+    if type(plain) is int and abs(plain) < 1 << 1000:
+        return float(plain)
+    raise InvalidValue(f"{param} is {shown(plain)}; expected a number.", param=param)

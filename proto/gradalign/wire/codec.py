@@ -1,4 +1,4 @@
-"""The bytes of the wire: a sketch request as msgpack, everything else as msgpack or JSON."""
+"""The bytes of the wire: a request with sketches or products as msgpack, everything else as msgpack or JSON."""
 
 from __future__ import annotations
 
@@ -47,7 +47,12 @@ Sketched = TypeVar("Sketched", ScoreRequest, RefreshRequest)
 
 
 def encode_request(request: ScoreRequest | RefreshRequest) -> list[bytes | memoryview]:
-    """The body of a request as consecutive parts: header and bin prefix in one, then the sketches, not copied."""
+    """The body of a request as consecutive parts: header and bin prefix in one, then the sketches, not copied.
+
+    A request with products is its header alone.
+    """
+    if request.sketches is None:
+        return [msgpack.packb(request.header())]
     data = request.sketches.data
     if data.nbytes >= 1 << 32:
         raise InvalidValue(
@@ -67,7 +72,8 @@ def split_body(body: memoryview) -> tuple[Any, memoryview]:
     """The header and the bytes of the bin, viewed in place, of a msgpack body.
 
     Raises:
-        MalformedRequest: not a header map followed by exactly one bin that ends with the body.
+        MalformedRequest: not a header map followed by exactly one bin that ends with the body; behind a header with
+            `products` the bin may be missing.
     """
     split = _split(body, len(body))
     assert split is not None
@@ -83,8 +89,11 @@ def _split(body: memoryview, arrived: int) -> tuple[Any, memoryview] | None:
         return None
     header, start = found
     if len(body) <= start:
+        if isinstance(header, Mapping) and header.get("products") is not None:
+            return header, body[start:]
         raise MalformedRequest(
-            f"the body ends after its header, at byte {start}; expected a msgpack bin with the sketches behind it."
+            f"the body ends after its header, at byte {start}; expected a msgpack bin with the sketches behind it, or "
+            "products in it."
         )
     width = _BIN_LENGTH_BYTES.get(body[start])
     if width is None:

@@ -5,25 +5,33 @@ Values are checked where a message is made, so a client refuses what the scorer 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from gradalign.errors import InvalidValue
 from gradalign.wire.checks import (
     check_distinct_ids,
     check_features,
+    check_flag,
     check_int,
+    check_length,
     check_name,
     check_number,
-    check_numbers,
     check_one_of,
-    shown,
 )
-from gradalign.wire.matrix import DTYPES, SketchMatrix
-from gradalign.wire.projection import Projection
+from gradalign.wire.rows import MAX_PROBLEMS, NORMS_KINDS, Header, RowsRequest, replace_value
 
-__all__ = ["AGGREGATIONS", "MAX_POOL", "MAX_PROBLEMS", "STRATEGIES", "RefreshRequest", "ScoreRequest", "SelectRequest"]
+__all__ = [
+    "AGGREGATIONS",
+    "MAX_POOL",
+    "MAX_PROBLEMS",
+    "NORMS_KINDS",
+    "SKETCH_STRATEGIES",
+    "STRATEGIES",
+    "RefreshRequest",
+    "ScoreRequest",
+    "SelectRequest",
+]
 
 STRATEGIES = (
     "cosine",
@@ -36,135 +44,32 @@ STRATEGIES = (
     "cosine_accuracy",
     "random",
     "diverse",
+    "shrunken",
 )
+SKETCH_STRATEGIES = tuple(name for name in STRATEGIES if name != "shrunken")
+"""Those of a run of sketches, which tell nothing of single rollouts."""
 AGGREGATIONS = ("pooled", "mean", "normalized")
-MAX_PROBLEMS = 4096
 MAX_POOL = 1_000_000
 
 
-class _Header:
-    """Reads a message from a header map and writes it back; None fields stay off the wire."""
-
-    required: ClassVar[tuple[str, ...]] = ()
-
-    def header(self) -> dict[str, Any]:
-        """The header map of this message, without absent fields."""
-        header: dict[str, Any] = {}
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if value is None or isinstance(value, SketchMatrix):
-                continue
-            header[field.name] = value.to_map() if isinstance(value, Projection) else value
-        return header
-
-    @classmethod
-    def _values(cls, header: Any, *, also: Sequence[str] = ()) -> dict[str, Any]:
-        known = [f.name for f in fields(cls) if f.name != "sketches"]  # type: ignore[arg-type]
-        if not isinstance(header, Mapping):
-            raise InvalidValue(f"the header is {shown(header)}; expected a map with string keys.", param="header")
-        unknown = [key for key in header if key not in known and key not in also]
-        if unknown:
-            raise InvalidValue(
-                f"unknown key {shown(unknown[0])}; the keys of this request are {', '.join([*known, *also])}.",
-                param=shown(unknown[0])[1:-1] if isinstance(unknown[0], str) else shown(unknown[0]),
-            )
-        missing = [key for key in (*cls.required, *also) if header.get(key) is None]
-        if missing:
-            raise InvalidValue(
-                f"{missing[0]} is missing; {', '.join((*cls.required, *also))} are required.", param=missing[0]
-            )
-        return {key: value for key, value in header.items() if key in known and value is not None}
-
-
 @dataclass(frozen=True, kw_only=True)
-class _SketchRequest(_Header):
-    """What /score and /refresh_validation share."""
-
-    run_id: str
-    policy_version: int
-    projection: Projection
-    problem_ids: list[str]
-    sketches: SketchMatrix
-    norms: list[float] | None = None
-    rollouts: list[int] | None = None
-    tokens: list[int] | None = None
-    request_id: str | None = None
-    epoch: int | None = None
-
-    required: ClassVar[tuple[str, ...]] = ("run_id", "policy_version", "projection", "problem_ids")
-
-    def __post_init__(self) -> None:
-        check_name("run_id", self.run_id)
-        _replace(self, "policy_version", check_int("policy_version", self.policy_version))
-        _replace(self, "problem_ids", check_distinct_ids("problem_ids", self.problem_ids, most=MAX_PROBLEMS))
-        self._check_per_problem("norms", low=0.0)
-        self._check_per_problem("rollouts", low=0, integers=True)
-        self._check_per_problem("tokens", low=0, integers=True)
-        if self.request_id is not None:
-            check_name("request_id", self.request_id)
-        if self.epoch is not None:
-            _replace(self, "epoch", check_int("epoch", self.epoch))
-        self._check_sketches()
-
-    def _check_per_problem(self, name: str, *, low: float, high: float = float("inf"), integers: bool = False) -> None:
-        value = getattr(self, name)
-        if value is not None:
-            count = len(self.problem_ids)
-            _replace(self, name, check_numbers(name, value, count=count, low=low, high=high, integers=integers))
-
-    def _check_sketches(self) -> None:
-        if (self.sketches.rows, self.sketches.dim) != (len(self.problem_ids), self.projection.dim):
-            raise InvalidValue(
-                f"the sketches are [{self.sketches.rows}, {self.sketches.dim}]; expected "
-                f"[{len(self.problem_ids)} problem_ids, {self.projection.dim} = projection.dim].",
-                param="sketches",
-            )
-
-    def header(self) -> dict[str, Any]:
-        """The header map, with the dtype of the bin."""
-        return {**super().header(), "dtype": self.sketches.dtype}
-
-    @classmethod
-    def from_header(cls, header: Any, data: memoryview) -> Self:
-        """A request from the two msgpack objects of its body.
-
-        Args:
-            header: the decoded header map.
-            data: the bytes of the bin.
-
-        Raises:
-            InvalidValue: naming the key, what was given and what was expected.
-        """
-        values = cls._values(header, also=("dtype",))
-        projection = Projection.from_map(values["projection"])
-        ids = check_distinct_ids("problem_ids", values["problem_ids"], most=MAX_PROBLEMS)
-        dtype = check_one_of("dtype", header["dtype"], DTYPES)
-        matrix = SketchMatrix(data, len(ids), projection.dim, dtype)
-        return cls(**{**values, "projection": projection, "problem_ids": ids, "sketches": matrix})
-
-    @classmethod
-    def from_json(cls, body: Any) -> Self:
-        """A request from a decoded JSON body, whose `sketches` are lists of numbers; `dtype` is not needed."""
-        values = cls._values({key: value for key, value in _mapping(body).items() if key not in ("sketches", "dtype")})
-        if "sketches" not in body:
-            raise InvalidValue(
-                "sketches is missing; expected a list of rows of numbers, one for each problem id.", param="sketches"
-            )
-        projection = Projection.from_map(values["projection"])
-        return cls(**{**values, "projection": projection, "sketches": SketchMatrix.of_json(body["sketches"])})
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreRequest(_SketchRequest):
+class ScoreRequest(RowsRequest):
     """Rank candidate problems. A trainer sends it to `POST /score`; a `Ranking` comes back.
 
     Attributes:
         run_id: the training job.
         policy_version: which weights the gradients were taken at.
-        projection: how the sketches were made.
-        problem_ids: distinct ids; row i of the sketches is problem i.
-        sketches: [problems, dim].
-        norms: exact gradient norms before projection. None: the sketches' own norms are used.
+        projection: how the sketches were made. None: the request has products.
+        problem_ids: distinct ids; row i of the sketches, or group i of the products, is problem i.
+        sketches: [problems, dim]. None: the request has products.
+        products: of each rollout's share of its problem's gradient with the unit validation gradient of `products_version`:
+            a list for each problem, of 1 to 4096 numbers, which add up to the problem's product. A problem with NaN or Inf
+            among them is left out. None: the request has sketches.
+        products_version: the validation version of `products`; must be the current one.
+        norms: gradient norms: exact ones, before projection; with products of the kind `norms_kind`. None: the sketches' own
+            norms are used; with products none are, and problems are ranked by their products.
+        norms_kind: of `norms`, with products: `exact`, which makes alignments cosines, or `head`, norms of the gradient of
+            the model's head alone. None: `exact`.
         rollouts: group size per problem.
         tokens: response tokens per problem.
         request_id: makes a retry exactly-once. None: a repeated request is applied again.
@@ -177,6 +82,9 @@ class ScoreRequest(_SketchRequest):
         features: what is known of each problem before it is tried, [problems, 1 to 64], each with a spread of about 1: the
             run learns to predict from them how good a problem is, for weights and for `/select`. One width in a run. None:
             nothing is learned or predicted, and weights come of alignments alone.
+        rollout_weights: with products: whether the reply has a weight for each rollout too. None: it has not.
+        shrink_weights: with products: whether weights come of alignments shrunken by their standard errors. None: of the
+            alignments as they are.
     """
 
     dots: list[float] | None = None
@@ -185,25 +93,51 @@ class ScoreRequest(_SketchRequest):
     strategy: str | None = None
     select: int | None = None
     features: list[list[float]] | None = None
+    products_version: int | None = None
+    rollout_weights: bool | None = None
+    shrink_weights: bool | None = None
+
+    only_sketches: ClassVar[tuple[str, ...]] = (*RowsRequest.only_sketches, "dots", "dots_version")
+    only_products: ClassVar[tuple[str, ...]] = (
+        *RowsRequest.only_products,
+        "products_version",
+        "rollout_weights",
+        "shrink_weights",
+    )
 
     def __post_init__(self) -> None:
+        for name in ("rollout_weights", "shrink_weights"):
+            if getattr(self, name) is not None:
+                # What is not asked for stays off the wire: it goes with any kind, and older scorers do not know the key.
+                replace_value(self, name, check_flag(name, getattr(self, name)) or None)
         super().__post_init__()
+        if self.products is not None:
+            replace_value(self, "products_version", self._checked_version())
         self._check_per_problem("dots", low=-float("inf"))
         self._check_per_problem("pass_rates", low=0.0, high=1.0)
         if (self.dots is None) != (self.dots_version is None):
             raise InvalidValue("dots and dots_version go together; send both or neither.", param="dots_version")
         if self.dots_version is not None:
-            _replace(self, "dots_version", check_int("dots_version", self.dots_version))
+            replace_value(self, "dots_version", check_int("dots_version", self.dots_version))
         if self.strategy is not None:
             check_one_of("strategy", self.strategy, STRATEGIES)
         if self.select is not None:
-            _replace(self, "select", check_int("select", self.select))
+            replace_value(self, "select", check_int("select", self.select))
         if self.features is not None:
-            _replace(self, "features", check_features("features", self.features, count=len(self.problem_ids)))
+            replace_value(self, "features", check_features("features", self.features, count=len(self.problem_ids)))
+
+    def _checked_version(self) -> int:
+        if self.products_version is None:
+            raise InvalidValue(
+                "products_version is missing; expected the validation_version that the reply to /refresh_validation named, "
+                "of the gradient that the products were taken with.",
+                param="products_version",
+            )
+        return check_int("products_version", self.products_version)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefreshRequest(_SketchRequest):
+class RefreshRequest(RowsRequest):
     """Replace the run's validation gradient. Sent to `POST /refresh_validation`; a `RefreshReply` comes back.
 
     Attributes:
@@ -213,30 +147,49 @@ class RefreshRequest(_SketchRequest):
             both as long as they are. A run without one begins with the mean. None: replaced, as by 0.
         decay_version: the validation version whose gradient decays, for a sender that keeps a sum of its own; another
             current version is refused. None: whichever is current.
+        products: of the validation problems' rollouts with the validation gradient that they make, of length 1: they add up
+            to `lengths`. None: the request has sketches.
+        lengths: with products: the norm of the validation gradient, a positive number or a list of one.
 
-    The other attributes are those of `ScoreRequest`.
+    The other attributes are those of `ScoreRequest`. With products the trainer makes the validation gradient, and
+    `aggregation` and `decay` are not taken.
     """
 
     aggregation: str | None = None
     decay: float | None = None
     decay_version: int | None = None
+    lengths: float | list[float] | None = None
+
+    only_sketches: ClassVar[tuple[str, ...]] = (*RowsRequest.only_sketches, "aggregation", "decay", "decay_version")
+    only_products: ClassVar[tuple[str, ...]] = (*RowsRequest.only_products, "lengths")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.products is not None:
+            replace_value(self, "lengths", self._checked_length())
         if self.aggregation is not None:
             check_one_of("aggregation", self.aggregation, AGGREGATIONS)
         if self.decay is not None:
-            _replace(self, "decay", check_number("decay", self.decay, low=0.0, high=1.0))
+            replace_value(self, "decay", check_number("decay", self.decay, low=0.0, high=1.0))
         if self.decay_version is not None:
-            _replace(self, "decay_version", check_int("decay_version", self.decay_version))
+            replace_value(self, "decay_version", check_int("decay_version", self.decay_version))
             if self.decay is None:
                 raise InvalidValue(
                     "decay_version was sent without decay; send both, or neither.", param="decay_version"
                 )
 
+    def _checked_length(self) -> float:
+        if self.lengths is None:
+            raise InvalidValue(
+                "lengths is missing; expected the norm of the validation gradient that the products were taken with, "
+                "before it was divided by it.",
+                param="lengths",
+            )
+        return check_length("lengths", self.lengths)
+
 
 @dataclass(frozen=True, kw_only=True)
-class SelectRequest(_Header):
+class SelectRequest(Header):
     """Pick problems from the run's stored priorities. A trainer sends it to `POST /select`; a `Selection` comes back.
 
     Attributes:
@@ -273,33 +226,23 @@ class SelectRequest(_Header):
     def __post_init__(self) -> None:
         check_name("run_id", self.run_id)
         for name, low in (("policy_version", 0), ("count", 1), ("cooldown", 0), ("seed", 0)):
-            _replace(self, name, check_int(name, getattr(self, name), low=low))
+            replace_value(self, name, check_int(name, getattr(self, name), low=low))
         if self.problem_ids is not None:
-            _replace(self, "problem_ids", check_distinct_ids("problem_ids", self.problem_ids, most=MAX_POOL))
+            replace_value(self, "problem_ids", check_distinct_ids("problem_ids", self.problem_ids, most=MAX_POOL))
         if self.features is not None:
             if self.problem_ids is None:
                 raise InvalidValue(
                     "features were sent without problem_ids; send the ids of their rows.", param="problem_ids"
                 )
-            _replace(self, "features", check_features("features", self.features, count=len(self.problem_ids)))
-        _replace(self, "half_life", check_number("half_life", self.half_life, low=1e-6))
-        _replace(self, "exploration", check_number("exploration", self.exploration, low=0.0, high=1.0))
+            replace_value(self, "features", check_features("features", self.features, count=len(self.problem_ids)))
+        replace_value(self, "half_life", check_number("half_life", self.half_life, low=1e-6))
+        replace_value(self, "exploration", check_number("exploration", self.exploration, low=0.0, high=1.0))
         if self.request_id is not None:
             check_name("request_id", self.request_id)
         if self.epoch is not None:
-            _replace(self, "epoch", check_int("epoch", self.epoch))
+            replace_value(self, "epoch", check_int("epoch", self.epoch))
 
     @classmethod
     def from_json(cls, body: Any) -> Self:
         """A request from a decoded body."""
         return cls(**cls._values(body))
-
-
-def _replace(message: object, name: str, value: object) -> None:
-    object.__setattr__(message, name, value)
-
-
-def _mapping(body: Any) -> Mapping[str, Any]:
-    if not isinstance(body, Mapping):
-        raise InvalidValue(f"the body is {shown(body)}; expected a JSON object.", param="body")
-    return body

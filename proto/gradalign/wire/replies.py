@@ -76,16 +76,25 @@ class Ranking(_Reply):
         strategy: the rule that ranked.
         problem_ids: the scored problems.
         priorities: what the ranking sorts by.
-        alignments: cosine with the validation gradient, in [-1, 1]; None for all where the run holds no validation.
+        alignments: with the validation gradient, in the unit that `alignment_kind` names; None for all where the run holds
+            no validation.
         weights: share of its gradient that each group should keep when training on all of them, in [0, 1].
-        norms: gradient norms, exact where they were sent.
-        no_signal: problems whose sketch is zero (all rollouts had the same reward): alignment 0.
+        norms: gradient norms, exact where they were sent; None where only products were.
+        no_signal: problems whose sketch, or all of whose products, are zero (all rollouts had the same reward): alignment 0.
         selected: the best `select` of this request.
         rejected: rows left out, each with a reason.
         reliability: expected Pearson correlation of sketched with exact alignments, in [0, 1]; 1 with `dots`; None
             for fewer than 3 problems with a signal.
         advised_dim: the dim at which `reliability` would reach 0.95, where it is below 0.9; else None.
         request_id: as sent.
+        alignment_kind: `cosine`, in [-1, 1]; of products without norms `product`, in the unit of the gradients; of products
+            with norms of the head's gradient `head`, their quotient, which ranks like a cosine and may be beyond 1.
+        standard_errors: by how much each alignment would differ with fresh rollouts, from the spread of its rollouts'
+            products; None for a problem with one rollout, and for all where sketches were sent.
+        rollout_reliability: expected Pearson correlation of this ranking's alignments with those of fresh rollouts, in
+            [0, 1]; None for fewer than 3 problems of two rollouts or more, and for sketches.
+        rollout_weights: share of its gradient that each rollout should keep, in [0, 1], a list for each of `problem_ids` in
+            the order of its products; None where not asked for.
     """
 
     run_id: str
@@ -97,13 +106,17 @@ class Ranking(_Reply):
     priorities: list[float]
     alignments: list[float] | None
     weights: list[float]
-    norms: list[float]
+    norms: list[float] | None
     no_signal: list[str]
     selected: list[str]
     rejected: list[RejectedProblem]
     reliability: float | None = None
     advised_dim: int | None = None
     request_id: str | None = None
+    alignment_kind: str = "cosine"
+    standard_errors: list[float | None] | None = None
+    rollout_reliability: float | None = None
+    rollout_weights: list[list[float]] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rejected", _rejected(self.rejected))
@@ -123,18 +136,21 @@ class RefreshReply(_Reply):
         validation_version: 1 for the run's first validation gradient, then counting up.
         problems: how many problems went into it.
         coherence: norm of the mean unit gradient: 1 when all validation problems agree, about 1/sqrt(n) when they
-            share nothing.
+            share nothing. Of products: the mean cosine of the problems with the validation gradient, which is the same
+            where their norms are equal; None without exact norms.
         rejected: rows left out, each with a reason.
         request_id: as sent.
+        products_quotient: sum of the products over `lengths`: 1 where they are exact; None where sketches were sent.
     """
 
     run_id: str
     policy_version: int
     validation_version: int
     problems: int
-    coherence: float
+    coherence: float | None
     rejected: list[RejectedProblem]
     request_id: str | None = None
+    products_quotient: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rejected", _rejected(self.rejected))
@@ -166,8 +182,8 @@ class RunWarning(_Reply):
     """Something about a run that its owner should look at.
 
     Attributes:
-        kind: for programs: `silent`, `validation_old`, `validation_incoherent`, `rejected`, `sketch_small`, `no_signal`;
-            more may come.
+        kind: for programs: `silent`, `validation_old`, `validation_incoherent`, `rejected`, `sketch_small`, `no_signal`,
+            `products_off`, `nothing_to_rank`; more may come.
         message: for people, with the figure that led to it.
     """
 
@@ -183,7 +199,7 @@ class RunState(_Reply):
         run_id: the training job.
         epoch: highest fencing token seen.
         policy_version: highest policy version seen.
-        projection: the run's projection map.
+        projection: the run's projection map; None in a run of products.
         strategy: the default of a /score that names none.
         validation_version: current validation version; 0 before the first.
         validation_policy_version: the policy it was taken at.
@@ -195,6 +211,10 @@ class RunState(_Reply):
         created_at: Unix time in seconds.
         updated_at: Unix time in seconds.
         warnings: the most pressing first; none for a run that nobody has written to for a day.
+        kind: of the run's rows: `sketches` or `products`.
+        alignment_kind: of the run's alignments, as in `Ranking`; None before a run of products has any.
+        products_quotient: of the current validation gradient, as in `RefreshReply`.
+        rollout_reliability: of the last scored request that had one.
     """
 
     run_id: str
@@ -212,6 +232,10 @@ class RunState(_Reply):
     created_at: float
     updated_at: float
     warnings: list[RunWarning] = field(default_factory=list)
+    kind: str = "sketches"
+    alignment_kind: str | None = "cosine"
+    products_quotient: float | None = None
+    rollout_reliability: float | None = None
 
     def __post_init__(self) -> None:
         rows = [row if isinstance(row, RunWarning) else RunWarning.from_map(row) for row in self.warnings]
@@ -295,7 +319,8 @@ class RoundRecord(_Reply):
             `selected_alignment`, `selected_tenths` (how many were selected from each tenth of the ranking, the best tenth
             first; of a /score that by alignment, of a /select that by shrunken priority), `no_signal`, `rejected`,
             `mean_pass_rate`, `coherence`, `reliability`, `advised_dim`, `validation_age` (in policy versions),
-            `explored`; each present where it applies.
+            `explored`, `products_quotient`, `rollout_reliability` and what it comes of, `alignment_variance` and
+            `rollout_variance`; each present where it applies.
     """
 
     round: int

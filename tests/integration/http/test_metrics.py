@@ -161,10 +161,14 @@ def busy(scorer):
         live = LiveRun(client)
         live.rounds(2)
         client.select(4, policy_version=live.version)
+    with Client(scorer.url, run_id=f"products-{time.time_ns()}") as client:
+        client.refresh_validation(["v"], products=[[1.0]], lengths=1.0, policy_version=0)
+        client.score(["a", "b", "c"], products=[[0.1, 0.2]] * 3, products_version=1, policy_version=0)
     with scorer.http() as http:
         assert http.post("/score", json={"run_id": "?"}).status_code == 422
         deadline = time.monotonic() + 120
-        while "gradalign_pass_rate_mean{" not in (text := http.get("/metrics").text):
+        awaited = ("gradalign_pass_rate_mean{", "gradalign_rollout_reliability{")
+        while not all(name in (text := http.get("/metrics").text) for name in awaited):
             assert time.monotonic() < deadline, text
             time.sleep(0.2)
     return text

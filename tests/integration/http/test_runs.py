@@ -158,10 +158,11 @@ def test_openapi_describes_every_route(scorer):
     }
     score = api["paths"]["/score"]["post"]
     schema = score["requestBody"]["content"]["application/json"]["schema"]
-    assert set(schema["required"]) == {"run_id", "policy_version", "projection", "problem_ids", "sketches"}
-    assert schema["properties"]["projection"]["required"]
-    assert "exact gradient norms" in schema["properties"]["norms"]["description"]
+    assert set(schema["required"]) == {"run_id", "policy_version", "problem_ids"}
+    assert schema["anyOf"] == [{"required": ["projection", "sketches"]}, {"required": ["products", "products_version"]}]
+    assert schema["properties"]["projection"]["anyOf"][0]["required"]
+    assert "gradient norms" in schema["properties"]["norms"]["description"]
     reply = score["responses"]["200"]["content"]["application/json"]["schema"]
     assert "reliability" in reply["properties"]
     assert {"400", "401", "409", "413", "415", "422", "429", "503"} <= set(score["responses"])
-    assert len(STRATEGIES) == 10
+    assert len(STRATEGIES) == 11

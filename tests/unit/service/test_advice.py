@@ -94,3 +94,31 @@ def test_a_run_that_is_over_has_none():
 def test_the_most_pressing_comes_first():
     kinds = list(warned([scored(no_signal=99, rejected=1)], updated_at=NOW - 900, policy_version=1000))
     assert kinds == ["silent", "validation_old", "rejected", "no_signal"]
+
+
+@pytest.mark.parametrize(
+    ("quotient", "warns"), [(None, False), (0.91, False), (1.09, False), (0.89, True), (1.11, True)]
+)
+def test_products_that_do_not_add_up(quotient, warns):
+    found = warned(products_quotient=quotient)
+    assert set(found) == ({"products_off"} if warns else set())
+    if warns:
+        assert f"{quotient:.2f} times the norm" in found["products_off"]
+
+
+def noisy(left, problems=64):
+    return scored(
+        problems=problems, alignment_variance=2.0, rollout_variance=2.0 * (1 - left), rollout_reliability=left
+    )
+
+
+def test_nothing_to_rank():
+    assert "correlate with this one by 0.05" in warned([noisy(0.05)])["nothing_to_rank"]
+    assert warned([noisy(0.11)]) == {}
+    assert warned([noisy(0.0, problems=63)]) == {}
+
+
+def test_small_rounds_are_judged_together():
+    """Chance puts a small round's own figure far above 0 or below it; the sums tell."""
+    assert "by 0.00" in warned([noisy(0.5, 16), noisy(-0.5, 16)] * 4)["nothing_to_rank"]
+    assert warned([noisy(0.5, 16), noisy(-0.1, 16)] * 4) == {}

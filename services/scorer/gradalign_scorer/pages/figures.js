@@ -96,11 +96,16 @@ export const FIGURES = [
     },
   },
   {
-    id: "reliability", kind: "lines", title: "Reliability of the sketch", x: "round", yRange: () => unit,
-    note: "expected correlation of sketched with exact alignments; below 0.9 a larger k helps",
-    series: [{ label: "reliability", tone: "a" }, { label: "0.9", tone: "muted", dash: [3, 4] }],
-    data({ history }) {
+    id: "reliability", kind: "lines", title: "Reliability", x: "round", yRange: () => unit,
+    note: "expected correlation of sketched with exact alignments, where below 0.9 a larger k helps; of products, with those of fresh rollouts",
+    series: [{ label: "reliability", tone: "a" }, { label: "enough", tone: "muted", dash: [3, 4] }],
+    data({ history, state }) {
       const records = history.of("score");
+      if (state.kind === "products") {
+        const found = per(records, summary => summary.rollout_reliability);
+        if (found.every(value => value === null)) return null;
+        return overRounds(records, [found, found.map(() => 0.1)], latest => `latest ${shown(latest)} over fresh rollouts`);
+      }
       const values = per(records, summary => summary.reliability);
       const advised = history.of("score").at(-1)?.summary.advised_dim;
       if (values.every(value => value === null)) return null;

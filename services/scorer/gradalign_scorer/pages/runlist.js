@@ -11,7 +11,8 @@ const age = run => (run.validation_policy_version === null ? null : run.policy_v
 function row(run) {
   const link = make("a", { href: `#/runs/${encodeURIComponent(run.run_id)}`, className: "id", title: run.run_id }, run.run_id);
   const words = run.warnings.map(warning => warning.message).join("; ");
-  const cells = [run.policy_version, age(run), run.coherence, run.reliability, run.problems, run.rounds, ago(run.updated_at)];
+  const trust = run.kind === "products" ? run.rollout_reliability : run.reliability;
+  const cells = [run.policy_version, age(run), run.coherence, trust, run.problems, run.rounds, ago(run.updated_at)];
   return make("tr", {}, make("th", { scope: "row" }, link), make("td", { className: "words" }, words || "none"),
     ...cells.map(value => make("td", {}, shown(value))));
 }

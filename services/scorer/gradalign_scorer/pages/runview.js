@@ -89,7 +89,7 @@ export class RunView {
   draw() {
     if (!this.state) return;
     const { state, history } = this;
-    const k = state.projection ? `k = ${shown(state.projection.dim)}` : "no sketches yet";
+    const k = state.projection ? `k = ${shown(state.projection.dim)}` : state.kind === "products" ? "by products" : "no sketches yet";
     this.part("subtitle").textContent = `strategy ${state.strategy}; ${k}; began ${ago(state.created_at)}`;
     const rounds = history.rounds.length;
     this.part("span").textContent = rounds ? `Rounds ${history.rounds[0].round} to ${history.last.round} of ${state.rounds > history.last.round ? state.rounds : history.last.round}.` : "";
@@ -118,7 +118,9 @@ export class RunView {
       ["alignment, median", shown(quantiles?.[3]), quantiles ? `10% ${shown(quantiles[1])}, 90% ${shown(quantiles[5])}` : "no scores yet"],
       ["validation age", age === null ? "–" : `${shown(age)}`, age === null ? "none was sent" : `policy versions; gradient ${state.validation_version}`],
       ["coherence", shown(state.coherence), `${shown(state.validation_problems)} validation problems`],
-      ["reliability", shown(state.reliability), advised ? `k = ${shown(advised)} would do` : "of the sketch"],
+      state.kind === "products"
+        ? ["reliability", shown(state.rollout_reliability), `over fresh rollouts; products over |v| ${shown(state.products_quotient)}`]
+        : ["reliability", shown(state.reliability), advised ? `k = ${shown(advised)} would do` : "of the sketch"],
       ["no signal", share(history.share("no_signal")), "of the last 20 /score"],
       ["problems", shown(state.problems), "ever scored"],
       ["selected", picked ? shown(picked.selected) : "–", picked ? `of ${shown(picked.problems)} in round ${picked.round}` : "nothing yet"],

@@ -10,15 +10,27 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gradalign import InvalidValue
+from gradalign import InvalidValue, RefreshRequest
 from gradalign_scorer.ranking.alignment import Products, SketchRows, products, weighted_sum
+from gradalign_scorer.ranking.rollouts import RolloutProducts, with_norms
 
-__all__ = ["CANCELLED", "ValidationGradient", "aggregate", "decayed", "pooled_weights"]
+__all__ = [
+    "CANCELLED",
+    "LEAST_QUOTIENT",
+    "MOST_QUOTIENT",
+    "ValidationGradient",
+    "aggregate",
+    "checked_products",
+    "decayed",
+    "pooled_weights",
+]
 
 Floats = npt.NDArray[np.float64]
 
 # A sum this much shorter than its longest term is the rounding error of rows that cancel.
 CANCELLED = 1e-6
+LEAST_QUOTIENT, MOST_QUOTIENT = 0.5, 2.0
+"""Between these, products are taken: a ranking does not depend on their unit. Outside of them they are of another loss."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +38,22 @@ class ValidationGradient:
     """What a refresh computes.
 
     Attributes:
-        vector: unit vector, float32 [dim], on the CPU.
-        coherence: norm of the mean unit gradient: 1 when all problems agree, about 1/sqrt(n) when they share nothing.
+        vector: unit vector, float32 [dim], on the CPU; empty where the trainer holds it and sent products.
+        coherence: norm of the mean unit gradient: 1 when all problems agree, about 1/sqrt(n) when they share nothing. None
+            of products without exact norms.
         used: [n]; the finite rows with a signal that went into it.
         finite: [n]; False for a row with NaN or Inf.
         length: of the mean gradient, weighted as the rows are, in the direction of `vector`; finite rows without a signal
             count as zero.
+        quotient: of the sum of the products and the length they should add up to; None of sketches.
     """
 
     vector: Tensor
-    coherence: float
+    coherence: float | None
     used: npt.NDArray[np.bool_]
     finite: npt.NDArray[np.bool_]
     length: float
+    quotient: float | None = None
 
 
 def aggregate(
@@ -82,6 +97,58 @@ def aggregate(
     coherence = float(torch.linalg.vector_norm(unit_sum.double())) / int(used.sum())
     length = norm * longest / float(raw[parts.finite].sum())
     return ValidationGradient((total.double() / norm).float(), min(coherence, 1.0), used, parts.finite, length)
+
+
+def checked_products(request: RefreshRequest) -> ValidationGradient:
+    """What products of the validation problems with their own gradient tell of it, once they add up to its length.
+
+    Args:
+        request: with `products` and `lengths`.
+
+    Raises:
+        InvalidValue: no problem has a signal; the products do not add up to the length, within a half and twice of it; or
+            they are longer than the norms.
+    """
+    assert request.products is not None
+    assert isinstance(request.lengths, float)
+    rollouts = RolloutProducts.of(request.products)
+    if not rollouts.signal.any():
+        raise InvalidValue(
+            f"none of the {len(rollouts.counts)} validation problems has a signal ({int((~rollouts.finite).sum())} hold "
+            "NaN, Inf or more than 1e30, the products of the others are all zero, as when every rollout of a group gets the "
+            "same reward). Take more rollouts per problem, or problems that the policy solves sometimes.",
+            param="products",
+        )
+    total = float(rollouts.sums[rollouts.finite].sum())
+    quotient = total / request.lengths
+    if not LEAST_QUOTIENT <= quotient <= MOST_QUOTIENT:
+        raise InvalidValue(
+            f"the products of the validation problems add up to {total:g} and lengths, the norm of their gradient, is "
+            f"{request.lengths:g}; expected a quotient of 1, and at least within {LEAST_QUOTIENT:g} to {MOST_QUOTIENT:g}, "
+            f"not {quotient:.3g}. Take the products of all validation problems with the weights that their loss had, at the "
+            "parameters of its backward, with its gradient divided by its norm, and a step that changes log-probs by .02 to "
+            ".1.",
+            param="products",
+        )
+    return ValidationGradient(
+        vector=torch.zeros(0),
+        coherence=_coherence(request, rollouts),
+        used=rollouts.signal,
+        finite=rollouts.finite,
+        length=request.lengths / int(rollouts.finite.sum()),
+        quotient=quotient,
+    )
+
+
+def _coherence(request: RefreshRequest, rollouts: RolloutProducts) -> float | None:
+    """The mean cosine of the problems with their gradient: the norm of the mean unit gradient, if their norms are equal."""
+    if request.norms is None:
+        return None
+    kind = request.norms_kind or "exact"
+    cosines = with_norms(rollouts, np.array(request.norms, dtype=np.float64), kind)
+    if kind == "head":
+        return None
+    return float(np.clip(cosines[rollouts.signal].mean(), 0.0, 1.0))
 
 
 def decayed(gradient: ValidationGradient, earlier: Tensor, length: float, decay: float) -> ValidationGradient:

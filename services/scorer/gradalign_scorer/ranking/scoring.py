@@ -10,14 +10,25 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gradalign import InvalidValue, RejectedProblem, ScoreRequest
+from gradalign import InvalidValue, RejectedProblem, ScoreRequest, SketchMatrix
 from gradalign_scorer.ranking.aggregation import CANCELLED, pooled_weights
 from gradalign_scorer.ranking.alignment import Products, SketchRows, gram, products, weighted_sum
 from gradalign_scorer.ranking.reliability import Reliability, reliability
+from gradalign_scorer.ranking.rollouts import RankingNoise
 from gradalign_scorer.ranking.strategies import STRATEGIES, Candidates
 from gradalign_scorer.ranking.weighting import group_weights, quality_weights
 
-__all__ = ["NOT_FINITE", "Evidence", "Scored", "Scoring", "score", "score_together"]
+__all__ = [
+    "NOT_FINITE",
+    "Evidence",
+    "Scored",
+    "Scoring",
+    "evidence_weights",
+    "ranked",
+    "rejected_rows",
+    "score",
+    "score_together",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -54,24 +65,32 @@ class Scored:
         priorities: [n].
         alignments: [n], or None without a validation gradient.
         weights: [n].
-        norms: [n].
+        norms: [n], or None of products without norms.
         signal: [n]; False for a zero sketch.
         pass_rates: [n], or None where not sent.
         rejected: rows with NaN or Inf.
         reliability: None for fewer than 3 problems with a signal.
         strength: of the alignments as evidence of quality; None where no features were sent.
+        evidence: the alignments without a unit, [n]; None without a validation gradient.
+        errors: standard errors of the alignments, [n], NaN where unknown; None of sketches.
+        noise: None for fewer than 3 known errors.
+        rollout_weights: n arrays, [rollouts] each; None where not asked for.
     """
 
     ids: list[str]
     priorities: Floats
     alignments: Floats | None
     weights: Floats
-    norms: Floats
+    norms: Floats | None
     signal: npt.NDArray[np.bool_]
     pass_rates: Floats | None
     rejected: list[RejectedProblem]
     reliability: Reliability | None
     strength: float | None = None
+    evidence: Floats | None = None
+    errors: Floats | None = None
+    noise: RankingNoise | None = None
+    rollout_weights: list[Floats] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +114,7 @@ def score_together(
         validation: unit validation gradient, float32 [dim], or None.
         device: to compute on.
     """
-    matrices = [each.request.sketches for each in requests]
+    matrices = [_sketches(each.request) for each in requests]
     parts = products(SketchRows(matrices), validation, device).split([matrix.rows for matrix in matrices])
     results: list[Scored | Exception] = []
     for each, part in zip(requests, parts, strict=True):
@@ -115,7 +134,7 @@ def score(
     *,
     parts: Products | None = None,
 ) -> Scored:
-    """Rank the problems of a request.
+    """Rank the problems of a request by their sketches.
 
     Args:
         request: with `dots` only where they belong to `validation`.
@@ -129,7 +148,7 @@ def score(
         InvalidValue: the strategy needs a column that was not sent, or the dots are longer than the norms.
         ValidationMissing: the strategy needs a validation gradient.
     """
-    rows = SketchRows([request.sketches])
+    rows = SketchRows([_sketches(request)])
     parts = parts or products(rows, validation, device)
     signal = _signal(request, parts)
     norms = np.where(signal, parts.norms if request.norms is None else np.array(request.norms), 0.0)
@@ -146,35 +165,51 @@ def score(
         pooled_alignments=lambda: _pooled_alignments(rows, parts, request.tokens, device)[kept],
         cosines=lambda: _cosines(rows, parts, device)[np.ix_(kept, kept)],
     )
-    # -0 would be written as such, and is no less than 0.
-    priorities = STRATEGIES[strategy].priorities(candidates) + 0.0
-    weights = _weights(candidates.alignments, signal, evidence, kept)
-    order = sorted(range(len(kept)), key=lambda i: (-priorities[i], candidates.ids[i]))
+    order, priorities = ranked(candidates, strategy)
+    weights = evidence_weights(candidates.alignments, signal[kept], evidence, kept)
+    aligned = None if candidates.alignments is None else candidates.alignments[order]
     return Scored(
         ids=[candidates.ids[i] for i in order],
         priorities=priorities[order],
-        alignments=None if candidates.alignments is None else candidates.alignments[order],
+        alignments=aligned,
         weights=weights[order],
-        norms=candidates.norms[order],
+        norms=norms[kept][order],
         signal=signal[kept][order],
         pass_rates=None if rates is None else rates[order],
-        rejected=[
-            RejectedProblem(problem_id=request.problem_ids[i], reason=NOT_FINITE) for i in np.flatnonzero(~parts.finite)
-        ],
+        rejected=rejected_rows(request, parts.finite, NOT_FINITE),
         reliability=_reliability(request, alignments, signal),
         strength=None if evidence.predicted is None else evidence.strength,
+        evidence=aligned,
     )
 
 
-def _weights(
+def _sketches(request: ScoreRequest) -> SketchMatrix:
+    assert request.sketches is not None
+    return request.sketches
+
+
+def ranked(candidates: Candidates, strategy: str) -> tuple[list[int], Floats]:
+    """Places of the candidates, best first, and their priorities, [n], in their own order."""
+    # -0 would be written as such, and is no less than 0.
+    priorities = STRATEGIES[strategy].priorities(candidates) + 0.0
+    return sorted(range(len(candidates.ids)), key=lambda i: (-priorities[i], candidates.ids[i])), priorities
+
+
+def rejected_rows(request: ScoreRequest, finite: npt.NDArray[np.bool_], reason: str) -> list[RejectedProblem]:
+    """The rows of a request that are not finite, by name."""
+    return [RejectedProblem(problem_id=request.problem_ids[i], reason=reason) for i in np.flatnonzero(~finite)]
+
+
+def evidence_weights(
     alignments: Floats | None, signal: npt.NDArray[np.bool_], evidence: Evidence, kept: npt.NDArray[np.intp]
 ) -> Floats:
+    """Weights of the problems `kept` of a request, from their alignments and what is remembered of them, [kept]."""
     remembered = {"evidence_sum": evidence.sums[kept], "evidence_weight": evidence.weights[kept]}
     if alignments is None or evidence.predicted is None:
-        return group_weights(alignments, signal[kept], spread=evidence.spread, **remembered)
+        return group_weights(alignments, signal, spread=evidence.spread, **remembered)
     return quality_weights(
         alignments,
-        signal[kept],
+        signal,
         strength=evidence.strength,
         predicted=evidence.predicted[kept],
         spread=evidence.spread,
@@ -228,5 +263,5 @@ def _cosines(rows: SketchRows, parts: Products, device: torch.device) -> Floats:
 def _reliability(request: ScoreRequest, alignments: Floats | None, signal: npt.NDArray[np.bool_]) -> Reliability | None:
     if alignments is None:
         return None
-    estimate = reliability(alignments[signal], request.projection.dim)
+    estimate = reliability(alignments[signal], _sketches(request).dim)
     return Reliability(1.0) if estimate and _exact(request) else estimate

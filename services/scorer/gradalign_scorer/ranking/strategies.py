@@ -28,21 +28,35 @@ class Candidates:
         run_id: seeds the random strategies, with `policy_version` and the problem's id.
         policy_version: of the request.
         ids: problem ids, n of them.
-        alignments: cosine with the validation gradient, [n]; 0 without a signal. None: the run holds no validation.
-        norms: gradient norms, [n].
+        alignments: with the validation gradient, [n]; 0 without a signal. None: the run holds no validation.
+        norms: gradient norms, [n]; None of products without norms.
         pass_rates: mean rewards, [n]; None where not sent.
         pooled_alignments: gives the cosine with the pooled gradient of the candidates themselves, [n].
         cosines: gives the cosines of the candidates with one another, [n, n]; 0 without a signal.
+        products: with the unit validation gradient, [n]; None of sketches, where they are alignments times norms.
+        shrunken: the alignments drawn towards their mean by their standard errors, [n]; None where these are unknown.
     """
 
     run_id: str
     policy_version: int
     ids: Sequence[str]
     alignments: Floats | None
-    norms: Floats
+    norms: Floats | None
     pass_rates: Floats | None
     pooled_alignments: Callable[[], Floats]
     cosines: Callable[[], Floats]
+    products: Floats | None = None
+    shrunken: Floats | None = None
+
+    def lengths(self, strategy: str) -> Floats:
+        """The norms, or InvalidValue."""
+        if self.norms is None:
+            raise InvalidValue(
+                f"strategy {strategy!r} ranks by gradient norm and no norms were sent with the products; send norms, or use "
+                "another strategy.",
+                param="norms",
+            )
+        return self.norms
 
     def aligned(self, strategy: str) -> Floats:
         """The alignments, or ValidationMissing."""
@@ -100,8 +114,9 @@ class Dot:
     needs_validation: ClassVar[bool] = True
 
     def priorities(self, candidates: Candidates) -> Floats:
-        """Alignment times norm."""
-        return candidates.aligned(self.name) * candidates.norms
+        """Alignment times norm, or the products where they were sent."""
+        alignments = candidates.aligned(self.name)
+        return alignments * candidates.lengths(self.name) if candidates.products is None else candidates.products
 
 
 class Anti:
@@ -123,7 +138,7 @@ class Norm:
 
     def priorities(self, candidates: Candidates) -> Floats:
         """The norms."""
-        return candidates.norms
+        return candidates.lengths(self.name)
 
 
 class LearnAlign:
@@ -198,7 +213,8 @@ class Diverse:
         """From 1 for the first pick in equal steps down to 1/n for the last."""
         alignments = candidates.aligned(self.name)
         count = len(candidates.ids)
-        order = _greedy_order(alignments, candidates.norms, candidates.cosines(), candidates.ids)
+        cosines = candidates.cosines()
+        order = _greedy_order(alignments, candidates.lengths(self.name), cosines, candidates.ids)
         priorities = np.empty(count)
         priorities[order] = np.arange(count, 0, -1, dtype=np.float64) / count
         return priorities
@@ -227,6 +243,31 @@ def _greedy_order(alignments: Floats, norms: Floats, cosines: Floats, ids: Seque
     return order
 
 
+class Shrunken:
+    """Alignments drawn towards their mean by the standard errors that their rollouts show: the less is known of a problem,
+    the less it stands out. Ours; needs products.
+    """
+
+    name: ClassVar[str] = "shrunken"
+    needs_validation: ClassVar[bool] = True
+
+    def priorities(self, candidates: Candidates) -> Floats:
+        """The shrunken alignments."""
+        candidates.aligned(self.name)
+        if candidates.shrunken is None:
+            fault = (
+                "each has one rollout, whose error nothing tells"
+                if candidates.products is not None
+                else "sketches do not"
+            )
+            raise InvalidValue(
+                f"strategy {self.name!r} needs the products of several rollouts of a problem to tell its standard error: "
+                f"{fault}. Use cosine, or send products of two rollouts or more.",
+                param="strategy",
+            )
+        return candidates.shrunken
+
+
 _ALL: tuple[type[Strategy], ...] = (
     Cosine,
     Dot,
@@ -238,5 +279,6 @@ _ALL: tuple[type[Strategy], ...] = (
     CosineAccuracy,
     Random,
     Diverse,
+    Shrunken,
 )
 STRATEGIES: Mapping[str, Strategy] = {kind.name: kind() for kind in _ALL}

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any, get_type_hints
 
 from fastapi import Path
-from pydantic import TypeAdapter, create_model
+from pydantic import Field, TypeAdapter, create_model
 
 from gradalign import Projection, SketchMatrix
-from gradalign.wire.checks import LARGEST_FEATURE, MAX_FEATURES, NAME_PATTERN
+from gradalign.wire.checks import LARGEST_FEATURE, LARGEST_PRODUCT, MAX_FEATURES, MAX_ROLLOUTS, NAME_PATTERN
 from gradalign.wire.codec import JSON, MSGPACK
-from gradalign.wire.messages import AGGREGATIONS, MAX_PROBLEMS, STRATEGIES
+from gradalign.wire.messages import AGGREGATIONS, MAX_PROBLEMS, NORMS_KINDS, STRATEGIES
 from gradalign.wire.projection import LAYOUT, MAX_DIM
 from gradalign_scorer.access.authentication import OPEN_PATHS
 from gradalign_scorer.docstrings import attribute_texts
@@ -42,10 +42,17 @@ _FEATURE: Schema = {"type": "number", "minimum": -LARGEST_FEATURE, "maximum": LA
 # What the checks of the messages hold each key to; a null says the same as leaving the key out.
 _LIMITS: dict[str, Schema] = {
     **dict.fromkeys(("run_id", "request_id", "preconditioner"), _NAME),
-    **dict.fromkeys(("policy_version", "epoch", "dots_version", "decay_version", "select", "cooldown", "seed"), _COUNT),
+    **dict.fromkeys(("policy_version", "epoch", "select", "cooldown", "seed"), _COUNT),
+    **dict.fromkeys(("dots_version", "products_version", "decay_version"), _COUNT),
     "count": {**_COUNT, "minimum": 1},
     "problem_ids": _IDS,
     "sketches": {"minItems": 1, "maxItems": MAX_PROBLEMS},
+    "products": {
+        "minItems": 1,
+        "maxItems": MAX_PROBLEMS,
+        "items": {"type": "array", "minItems": 1, "maxItems": MAX_ROLLOUTS, "items": {"type": "number"}},
+    },
+    "norms_kind": {"enum": list(NORMS_KINDS)},
     "norms": {"items": {"type": "number", "minimum": 0}},
     "rollouts": {"items": _COUNT},
     "tokens": {"items": _COUNT},
@@ -210,14 +217,17 @@ def _content(schema: Schema, kinds: Sequence[str] = (JSON, MSGPACK)) -> Schema:
 
 def _request_content(message: type) -> Schema:
     schema = _limited(_schema(message))
-    if "sketches" not in schema["properties"]:
+    if "products" not in schema["properties"]:
         example = {"run_id": "hello", "policy_version": 0, "count": 1}
         return {kind: {**content, "example": example} for kind, content in _content(schema).items()}
+    # Either is enough; that a request has not both, only our own checks say.
+    version = "products_version" if "products_version" in schema["properties"] else "lengths"
+    schema["anyOf"] = [{"required": ["projection", "sketches"]}, {"required": ["products", version]}]
     binary = {
         "type": "string",
         "format": "binary",
         "description": "Two msgpack objects: the keys of the JSON form without `sketches` and with `dtype`, then a bin "
-        "of the sketches, row-major, little-endian.",
+        "of the sketches, row-major, little-endian. With `products`, one: the keys of the JSON form.",
     }
     return {JSON: {"schema": schema, "example": _EXAMPLE}, MSGPACK: {"schema": binary}}
 
@@ -227,10 +237,25 @@ def _limited(schema: Schema) -> Schema:
     schema["additionalProperties"] = False
     for name, kind in schema["properties"].items():
         # Of a key that may be null the first kind is the other one.
-        kind.get("anyOf", [kind])[0].update(_LIMITS.get(name, {}))
-        if "properties" in kind:
-            _limited(kind)
+        first = kind.get("anyOf", [kind])[0]
+        first.update(_LIMITS.get(name, {}))
+        if "properties" in first:
+            _limited(first)
     return schema
+
+
+def _projection() -> Any:
+    keys: dict[str, Any] = {name: (kind, ...) for name, kind in get_type_hints(Projection).items()}
+    return create_model("Projection", id=(str, ...), **keys)
+
+
+_LENGTH = Annotated[float, Field(gt=0, le=LARGEST_PRODUCT)]
+_WRITTEN: dict[Any, Any] = {
+    SketchMatrix | None: list[list[float]] | None,
+    Projection | None: _projection() | None,
+    float | list[float] | None: _LENGTH | Annotated[list[_LENGTH], Field(min_length=1, max_length=1)] | None,
+}
+"""How values of requests look in JSON, where their own types do not say it."""
 
 
 def _schema(of: type | Schema) -> Schema:
@@ -241,7 +266,7 @@ def _schema(of: type | Schema) -> Schema:
     described = attribute_texts(of.__doc__ or "")
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(of):
-        kind = {SketchMatrix: list[list[float]], Projection: _projection()}.get(hints[field.name], hints[field.name])
+        kind = _WRITTEN.get(hints[field.name], hints[field.name])
         default = ... if _required(field) else field.default
         if field.default_factory is not dataclasses.MISSING:
             default = None
@@ -252,11 +277,6 @@ def _schema(of: type | Schema) -> Schema:
             schema["properties"][name]["description"] = text
     inlined: Schema = _inlined(schema, schema.pop("$defs", {}))
     return inlined
-
-
-def _projection() -> Any:
-    keys: dict[str, Any] = {name: (kind, ...) for name, kind in get_type_hints(Projection).items()}
-    return create_model("Projection", id=(str, ...), **keys)
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

@@ -20,6 +20,7 @@ from gradalign import (
 )
 from gradalign_scorer.ranking.aggregation import ValidationGradient
 from gradalign_scorer.ranking.predictor import Moments
+from gradalign_scorer.ranking.products import PRODUCTS_NOT_FINITE, alignment_kind
 from gradalign_scorer.ranking.scoring import NOT_FINITE, Scored
 from gradalign_scorer.ranking.selection import Picks, StoredScores, tenths
 from gradalign_scorer.store import RefreshCommit, RunRecord, ScoreCommit, SelectionCommit, ValidationRecord
@@ -55,6 +56,9 @@ def score_commit(
         pass_rates=scored.pass_rates,
         reliability=trust.value if trust else None,
         moments=_moments(request, scored),
+        evidence=scored.evidence,
+        alignment_kind=None if request.products is None else alignment_kind(request),
+        rollout_reliability=scored.noise.reliability if scored.noise else None,
         **_evidence(scored),
     )
 
@@ -66,11 +70,11 @@ def _evidence(scored: Scored) -> dict[str, float]:
 
 def _moments(request: ScoreRequest, scored: Scored) -> Moments | None:
     """Of the features and alignments of what was scored; None where either is missing."""
-    if request.features is None or scored.alignments is None or scored.strength is None or not scored.signal.any():
+    if request.features is None or scored.evidence is None or scored.strength is None or not scored.signal.any():
         return None
     by_id = dict(zip(request.problem_ids, request.features, strict=True))
     table = np.array([by_id[problem_id] for problem_id in scored.ids])
-    return Moments.of(table[scored.signal], scored.alignments[scored.signal], scored.strength)
+    return Moments.of(table[scored.signal], scored.evidence[scored.signal], scored.strength)
 
 
 def _ranking(
@@ -87,13 +91,17 @@ def _ranking(
         priorities=scored.priorities.tolist(),
         alignments=None if scored.alignments is None else scored.alignments.tolist(),
         weights=scored.weights.tolist(),
-        norms=scored.norms.tolist(),
+        norms=None if scored.norms is None else scored.norms.tolist(),
         no_signal=[i for i, has in zip(scored.ids, scored.signal, strict=True) if not has],
         selected=scored.ids[:selected],
         rejected=scored.rejected,
         reliability=trust.value if trust else None,
         advised_dim=trust.advised_dim if trust else None,
         request_id=request.request_id,
+        alignment_kind=alignment_kind(request),
+        standard_errors=None if scored.errors is None else [None if np.isnan(e) else e for e in scored.errors.tolist()],
+        rollout_reliability=scored.noise.reliability if scored.noise else None,
+        rollout_weights=None if scored.rollout_weights is None else [each.tolist() for each in scored.rollout_weights],
     )
 
 
@@ -101,6 +109,7 @@ def refresh_commit(
     request: RefreshRequest, digest: bytes, version: int, gradient: ValidationGradient, *, base: int | None = None
 ) -> RefreshCommit:
     """The write and the reply of a /refresh_validation that makes `version`, from version `base` where that decayed."""
+    reason = NOT_FINITE if request.products is None else PRODUCTS_NOT_FINITE
     reply = RefreshReply(
         run_id=request.run_id,
         policy_version=request.policy_version,
@@ -108,10 +117,10 @@ def refresh_commit(
         problems=int(gradient.used.sum()),
         coherence=gradient.coherence,
         rejected=[
-            RejectedProblem(problem_id=request.problem_ids[i], reason=NOT_FINITE)
-            for i in np.flatnonzero(~gradient.finite)
+            RejectedProblem(problem_id=request.problem_ids[i], reason=reason) for i in np.flatnonzero(~gradient.finite)
         ],
         request_id=request.request_id,
+        products_quotient=gradient.quotient,
     )
     return RefreshCommit(
         run_id=request.run_id,
@@ -126,6 +135,7 @@ def refresh_commit(
         problems=reply.problems,
         coherence=gradient.coherence,
         base=_base(request, base),
+        quotient=gradient.quotient,
     )
 
 
@@ -187,6 +197,10 @@ def score_round(
         summary["reliability"] = scored.reliability.value
         if scored.reliability.advised_dim is not None:
             summary["advised_dim"] = scored.reliability.advised_dim
+    if scored.noise is not None:
+        summary["rollout_reliability"] = scored.noise.reliability
+        summary["alignment_variance"] = scored.noise.alignment_variance
+        summary["rollout_variance"] = scored.noise.rollout_variance
     if validation is not None:
         summary["validation_age"] = request.policy_version - validation.policy_version
     version = validation.version if validation else None
@@ -195,11 +209,14 @@ def score_round(
 
 def refresh_round(request: RefreshRequest, version: int, gradient: ValidationGradient) -> RoundRecord:
     """The record of a /refresh_validation."""
-    summary = {
-        "coherence": gradient.coherence,
+    summary: dict[str, Any] = {
         "no_signal": int((gradient.finite & ~gradient.used).sum()),
         "rejected": int((~gradient.finite).sum()),
     }
+    if gradient.coherence is not None:
+        summary["coherence"] = gradient.coherence
+    if gradient.quotient is not None:
+        summary["products_quotient"] = gradient.quotient
     return _record("refresh", request.policy_version, version, summary, problems=int(gradient.used.sum()), selected=0)
 
 

@@ -20,9 +20,10 @@ from torch import Tensor
 from gradalign import RefreshRequest, ScoreRequest, SelectRequest, Unavailable, ValidationMismatch, WireError
 from gradalign_scorer.http.bodies import Body
 from gradalign_scorer.http.requestlog import stage
-from gradalign_scorer.ranking.aggregation import ValidationGradient, aggregate, decayed
+from gradalign_scorer.ranking.aggregation import ValidationGradient, aggregate, checked_products, decayed
 from gradalign_scorer.ranking.alignment import Products, SketchRows
 from gradalign_scorer.ranking.predictor import Moments
+from gradalign_scorer.ranking.products import alignment_kind, score_products
 from gradalign_scorer.ranking.scoring import Evidence, Scored, Scoring, score, score_together
 from gradalign_scorer.ranking.selection import PickRule, pick
 from gradalign_scorer.service.engine import Engine
@@ -36,8 +37,10 @@ from gradalign_scorer.store import (
     RunStore,
     ValidationRecord,
     VersionTakenError,
+    alignment_kind_mismatch,
     features_mismatch,
     fenced,
+    kind_mismatch,
     projection_mismatch,
     run_not_found,
     stale_policy,
@@ -52,6 +55,7 @@ _REFRESH_TRIES = 5
 _ADVICE = {
     "dots_version": "take the products with the gradient of the latest /refresh_validation, and send the version of its "
     "reply. Or leave dots out: the sketches alone will do.",
+    "products_version": "take them with the gradient of the latest /refresh_validation, and send the version of its reply.",
     "decay_version": "the sum that you keep is of another gradient. Begin it anew, and send a refresh without decay.",
 }
 
@@ -99,20 +103,38 @@ class Service:
                 _check_run(request, run)
                 validation = await self._validations.current(run) if run else None
                 _check_version("dots_version", request.dots_version, validation, request.run_id)
+                _check_version("products_version", request.products_version, validation, request.run_id)
             strategy = request.strategy or (run.strategy if run else "cosine")
             with self._metrics.stage("compute", body):
-                vector = None if validation is None else torch.tensor(validation.vector)
-                async with _alongside(self._evidence(request, run)) as evidence:
-                    parts = await arriving_products(
-                        request.sketches, vector, body, self.engine, digested=request.request_id is not None
-                    )
-                scoring = Scoring(request, strategy, evidence.result())
-                scored, digest = await asyncio.gather(self._scored(scoring, run, vector, parts), _digest(request, body))
+                scored, digest = await self._computed(request, strategy, run, validation, body)
             with self._metrics.stage("commit"):
                 commit = score_commit(request, digest, strategy, validation, scored)
                 reply = await self.store.commit_scores(commit)
             self._count(commit)
             return reply
+
+    async def _computed(
+        self,
+        request: ScoreRequest,
+        strategy: str,
+        run: RunRecord | None,
+        validation: ValidationRecord | None,
+        body: Body,
+    ) -> tuple[Scored, bytes]:
+        """The ranking, and the digest of the body."""
+        if request.sketches is None:
+            assert validation is not None
+            await body.whole()
+            evidence = await self._evidence(request, run)
+            job = partial(score_products, request, strategy, validation.length, evidence)
+            return await asyncio.gather(self.engine.run(job), _digest(request, body))
+        vector = None if validation is None else torch.tensor(validation.vector)
+        async with _alongside(self._evidence(request, run)) as loading:
+            parts = await arriving_products(
+                request.sketches, vector, body, self.engine, digested=request.request_id is not None
+            )
+        scoring = Scoring(request, strategy, loading.result())
+        return await asyncio.gather(self._scored(scoring, run, vector, parts), _digest(request, body))
 
     async def _scored(
         self, scoring: Scoring, run: RunRecord | None, vector: Tensor | None, parts: Products | None
@@ -124,7 +146,8 @@ class Service:
             )
         # What a pass takes is one vector, and a version never changes within a run's incarnation.
         version = (run.run_id, run.incarnation, run.validation_version) if run and vector is not None else None
-        kind = (version, scoring.request.projection.dim)
+        sketches = scoring.request.sketches
+        kind = (version, sketches.dim if sketches else 0)
 
         def together(scorings: Sequence[Scoring]) -> list[Scored | Exception]:
             self._metrics.batches.observe(len(scorings))
@@ -216,6 +239,8 @@ class Service:
         return stored
 
     async def _aggregate(self, request: RefreshRequest) -> ValidationGradient:
+        if request.sketches is None:
+            return await self.engine.run(partial(checked_products, request))
         rows, rule = SketchRows([request.sketches]), request.aggregation or "pooled"
         return await self.engine.run(partial(aggregate, rows, rule, request.tokens, self.engine.device))
 
@@ -298,9 +323,13 @@ def _check_run(request: ScoreRequest | RefreshRequest, run: RunRecord | None) ->
     if run is None:
         return
     _check_clock(request.epoch, request.policy_version, run)
+    if run.kind is not None and run.kind != request.kind:
+        raise kind_mismatch(request.kind, request.run_id)
     held = run.projection
-    if held is not None and run.projection_id != request.projection.id:
+    if held is not None and request.projection is not None and run.projection_id != request.projection.id:
         raise projection_mismatch(request.projection.to_map(), held)
+    if isinstance(request, ScoreRequest) and run.alignment_kind not in (None, alignment_kind(request)):
+        raise alignment_kind_mismatch(alignment_kind(request), run.alignment_kind)
 
 
 def _check_version(param: str, sent: int | None, validation: ValidationRecord | None, run_id: str) -> None:

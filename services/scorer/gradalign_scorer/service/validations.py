@@ -10,6 +10,7 @@ from gradalign_scorer.store import RunRecord, RunStore, ValidationRecord
 __all__ = ["ValidationCache"]
 
 _Key = tuple[str, str, int]
+_RECORD_BYTES = 512
 
 
 class ValidationCache:
@@ -53,8 +54,13 @@ class ValidationCache:
 
     def _keep(self, key: _Key, record: ValidationRecord) -> None:
         if key not in self._held:
-            self._bytes += record.vector.nbytes
+            self._bytes += _size(record)
         self._held[key] = record
         while self._bytes > self._max_bytes and self._held:
             _, old = self._held.popitem(last=False)
-            self._bytes -= old.vector.nbytes
+            self._bytes -= _size(old)
+
+
+def _size(record: ValidationRecord) -> int:
+    """Bytes of a vector, and those around it: a run of products has none."""
+    return record.vector.nbytes + _RECORD_BYTES

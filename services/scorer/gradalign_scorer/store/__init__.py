@@ -8,7 +8,15 @@ from gradalign_scorer.store.embedded.valkey import EmbeddedServer, EmbeddedServe
 from gradalign_scorer.store.records.problems import ProblemColumns
 from gradalign_scorer.store.records.runs import RunRecord
 from gradalign_scorer.store.records.validations import ValidationRecord
-from gradalign_scorer.store.refusals import features_mismatch, fenced, projection_mismatch, run_not_found, stale_policy
+from gradalign_scorer.store.refusals import (
+    alignment_kind_mismatch,
+    features_mismatch,
+    fenced,
+    kind_mismatch,
+    projection_mismatch,
+    run_not_found,
+    stale_policy,
+)
 from gradalign_scorer.store.runs import RunStore, VersionTakenError
 
 __all__ = [
@@ -23,8 +31,10 @@ __all__ = [
     "SelectionCommit",
     "ValidationRecord",
     "VersionTakenError",
+    "alignment_kind_mismatch",
     "features_mismatch",
     "fenced",
+    "kind_mismatch",
     "projection_mismatch",
     "run_not_found",
     "stale_policy",

@@ -14,10 +14,13 @@ for _, old in ipairs(redis.call('HKEYS', validations_key)) do
 end
 redis.call('HSET', meta, 'validation_counter', whole(version), 'validation_version', whole(version),
   'validation_policy_version', whole(request.policy_version),
-  'validation_problems', whole(request.validation_problems), 'coherence', exact(request.coherence))
+  'validation_problems', whole(request.validation_problems))
+for _, name in ipairs({'coherence', 'products_quotient'}) do
+  if request[name] >= 0 then redis.call('HSET', meta, name, exact(request[name])) else redis.call('HDEL', meta, name) end
+end
 -- The mean cosine between two validation problems, over the last few refreshes: one alone is a noisy estimate.
 local problems, coherence = request.validation_problems, request.coherence
-if problems > 1 then
+if problems > 1 and coherence >= 0 then
   local cosine = math.max(0, (problems * coherence * coherence - 1) / (problems - 1))
   local earlier = tonumber(field('likeness') or cosine)
   redis.call('HSET', meta, 'likeness', exact(earlier + request.likeness_share * (cosine - earlier)))

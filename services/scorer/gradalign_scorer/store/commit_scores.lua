@@ -5,12 +5,17 @@
 -- failure leaves nothing half-written.
 local problems_key, unsorted_key, validations_key, rounds_key = KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local moments_key, moments = KEYS[7], ARGV[4]
-local ROW = '<fdfBB'
+local ROW = '<ffdfBB'
 local ROW_SIZE = struct.size(ROW)
 
 if request.validation_version > 0 and
   redis.call('HEXISTS', validations_key, whole(request.validation_version)) == 0 then
   return {'validation_gone'}
+end
+
+local kind = field('alignment_kind')
+if request.alignment_kind ~= '' and kind and kind ~= request.alignment_kind then
+  return {'alignment_kind_mismatch', kind}
 end
 
 if moments ~= '' then
@@ -27,7 +32,8 @@ end
 local ids = cmsgpack.unpack(ARGV[3])
 local records, writes, fresh = read_records(problems_key, ids), {}, 0
 for i = 1, #ids do
-  local alignment, priority, pass_rate, signal, selected = struct.unpack(ROW, ARGV[2], (i - 1) * ROW_SIZE + 1)
+  local alignment, evidence, priority, pass_rate, signal, selected =
+    struct.unpack(ROW, ARGV[2], (i - 1) * ROW_SIZE + 1)
   local sum, weight, selected_version, scored, picked, earlier = 0, 0, -1, 0, 0, ''
   local record = records[i]
   if record then
@@ -40,8 +46,8 @@ for i = 1, #ids do
         .. struct.pack(ENTRY, math.min(request.policy_version - v, FARTHEST), a)
     end
   end
-  if signal == 1 and alignment == alignment then
-    sum = sum * request.evidence_kept + request.strength * alignment
+  if signal == 1 and evidence == evidence then
+    sum = sum * request.evidence_kept + request.strength * evidence
     weight = weight * request.evidence_kept + request.strength * request.strength
   end
   if selected == 1 then picked, selected_version = picked + 1, request.policy_version end
@@ -54,6 +60,10 @@ end
 begin()
 if request.strategy ~= '' then redis.call('HSET', meta, 'strategy', request.strategy) end
 if request.reliability >= 0 then redis.call('HSET', meta, 'reliability', exact(request.reliability)) end
+if request.rollout_reliability >= 0 then
+  redis.call('HSET', meta, 'rollout_reliability', exact(request.rollout_reliability))
+end
+if request.alignment_kind ~= '' then redis.call('HSET', meta, 'alignment_kind', request.alignment_kind) end
 if request.spread_weight > 0 then
   -- Discounted moments of the run's alignments: its mean and spread. A request without evidence ages nothing.
   for _, name in ipairs({'spread_weight', 'spread_sum', 'spread_square'}) do

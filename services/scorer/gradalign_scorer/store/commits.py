@@ -15,11 +15,21 @@ from gradalign import Projection, RoundRecord
 from gradalign_scorer.ranking.predictor import HALF_LIFE, Moments
 from gradalign_scorer.store.records.validations import ValidationRecord
 
-__all__ = ["Commit", "RefreshCommit", "ScoreCommit", "SelectionCommit"]
+__all__ = ["PRODUCTS", "Commit", "RefreshCommit", "ScoreCommit", "SelectionCommit"]
+
+PRODUCTS = "products"
+"""Stands in a run of products where others have the id of their projection, so that neither takes what is of the other."""
 
 # A row of a score commit; commit_scores.lua has the same layout.
 _ROW_DTYPE = np.dtype(
-    [("alignment", "<f4"), ("priority", "<f8"), ("pass_rate", "<f4"), ("signal", "u1"), ("selected", "u1")]
+    [
+        ("alignment", "<f4"),
+        ("evidence", "<f4"),
+        ("priority", "<f8"),
+        ("pass_rate", "<f4"),
+        ("signal", "u1"),
+        ("selected", "u1"),
+    ]
 )
 
 
@@ -66,7 +76,7 @@ class ScoreCommit(Commit):
     """The scores of a request; columns run parallel to `ids`.
 
     Attributes:
-        projection: of the request.
+        projection: of the request; None of products.
         validation_version: that the alignments were computed against; 0 for none.
         strategy: named by the request; None keeps the run's.
         ids: the scored problems, 0 to 4096 of them.
@@ -79,9 +89,12 @@ class ScoreCommit(Commit):
         strength: of these alignments as evidence: what a problem like the validation problems is expected to have.
         evidence_kept: share of earlier evidence that each of these scores leaves.
         moments: of these scores, to be added to the run's; None where no features were sent.
+        evidence: float [n], the alignments without a unit, for what a run remembers of them; None: as they are.
+        alignment_kind: of the alignments, which stays that of the run; None where they are of sketches.
+        rollout_reliability: None keeps the run's.
     """
 
-    projection: Projection
+    projection: Projection | None
     validation_version: int
     strategy: str | None
     ids: list[str]
@@ -94,16 +107,22 @@ class ScoreCommit(Commit):
     strength: float = 1.0
     evidence_kept: float = 0.9
     moments: Moments | None = None
+    evidence: npt.NDArray[np.floating[Any]] | None = None
+    alignment_kind: str | None = None
+    rollout_reliability: float | None = None
 
     def header(self) -> dict[str, Any]:
         """The script's request map."""
-        evidence = np.asarray(self.alignments[self.signal & np.isfinite(self.alignments)], dtype=np.float64)
+        values = self._evidence()
+        evidence = np.asarray(values[self.signal & np.isfinite(values)], dtype=np.float64)
         return {
             **super().header(),
             **_projection_fields(self.projection),
             "validation_version": self.validation_version,
             "strategy": self.strategy or "",
-            "reliability": -1.0 if self.reliability is None else float(self.reliability),
+            "reliability": _or_minus_one(self.reliability),
+            "rollout_reliability": _or_minus_one(self.rollout_reliability),
+            "alignment_kind": self.alignment_kind or "",
             "spread_weight": float(len(evidence)),
             "spread_sum": float(evidence.sum()),
             "spread_square": float(np.square(evidence).sum()),
@@ -112,10 +131,13 @@ class ScoreCommit(Commit):
             "moments_kept": 1.0 if self.moments is None else 0.5 ** (self.moments.count / HALF_LIFE),
         }
 
+    def _evidence(self) -> npt.NDArray[np.floating[Any]]:
+        return self.alignments if self.evidence is None else self.evidence
+
     def arguments(self) -> Sequence[bytes | str]:
         """The rows, the ids and the moments."""
         rows = np.zeros(len(self.ids), dtype=_ROW_DTYPE)
-        rows["alignment"], rows["priority"] = self.alignments, self.priorities
+        rows["alignment"], rows["evidence"], rows["priority"] = self.alignments, self._evidence(), self.priorities
         rows["pass_rate"] = np.nan if self.pass_rates is None else self.pass_rates
         rows["signal"], rows["selected"] = self.signal, self.selected
         assert not np.isnan(rows["priority"]).any(), "a priority is NaN"
@@ -129,19 +151,21 @@ class RefreshCommit(Commit):
     """A new validation gradient.
 
     Attributes:
-        projection: of the request.
+        projection: of the request; None of products.
         validation: with the version after the run's highest; refused where another writer took it.
         problems: how many problems went into it.
-        coherence: of those problems.
+        coherence: of those problems; None where it is not known.
         base: the version that it was computed from, which must still be the current one; 0 for none, and None where
             nothing of an earlier one is in it.
+        quotient: of the sum of products and the length of the gradient; None of sketches.
     """
 
-    projection: Projection
+    projection: Projection | None
     validation: ValidationRecord
     problems: int
-    coherence: float
+    coherence: float | None
     base: int | None = None
+    quotient: float | None = None
 
     def header(self) -> dict[str, Any]:
         """The script's request map."""
@@ -151,7 +175,8 @@ class RefreshCommit(Commit):
             "validation_version": self.validation.version,
             "validation_base": -1 if self.base is None else self.base,
             "validation_problems": self.problems,
-            "coherence": float(self.coherence),
+            "coherence": _or_minus_one(self.coherence),
+            "products_quotient": _or_minus_one(self.quotient),
         }
 
     def arguments(self) -> Sequence[bytes | str]:
@@ -174,5 +199,11 @@ class SelectionCommit(Commit):
         return self.ids
 
 
-def _projection_fields(projection: Projection) -> dict[str, Any]:
+def _or_minus_one(value: float | None) -> float:
+    return -1.0 if value is None else float(value)
+
+
+def _projection_fields(projection: Projection | None) -> dict[str, Any]:
+    if projection is None:
+        return {"projection_id": PRODUCTS, "projection": ""}
     return {"projection_id": projection.id, "projection": json.dumps(projection.to_map())}

@@ -9,6 +9,7 @@ from typing import Any
 from gradalign import (
     FeaturesMismatch,
     Fenced,
+    KindMismatch,
     NotFound,
     ProjectionMismatch,
     RequestIdReused,
@@ -20,9 +21,11 @@ from gradalign_scorer.ranking.predictor import width_of
 from gradalign_scorer.store.commits import Commit, RefreshCommit, ScoreCommit
 
 __all__ = [
+    "alignment_kind_mismatch",
     "commit_refusal",
     "features_mismatch",
     "fenced",
+    "kind_mismatch",
     "projection_mismatch",
     "request_id_reused",
     "run_not_found",
@@ -75,6 +78,32 @@ def projection_mismatch(sent: dict[str, Any], held: dict[str, Any]) -> Projectio
     )
 
 
+def kind_mismatch(sent: str, run_id: str) -> KindMismatch:
+    """The error for products in a run of sketches, or the reverse."""
+    held = "sketches" if sent == "products" else "products"
+    return KindMismatch(
+        f"{sent} were sent and run {run_id!r} is a run of {held}; a run is of one kind, since what it remembers is. Send "
+        f"{held}, or begin another run_id with {sent} (or delete this one).",
+        param=sent,
+    )
+
+
+_MADE_OF = {
+    "cosine": "cosines (products with exact norms)",
+    "product": "products (without norms)",
+    "head": "products over norms of the head (norms_kind 'head')",
+}
+
+
+def alignment_kind_mismatch(sent: str, held: str) -> KindMismatch:
+    """The error for alignments of another kind than the run's."""
+    return KindMismatch(
+        f"the alignments of this request are {_MADE_OF[sent]}; the run's are {_MADE_OF[held]}. They cannot be compared: "
+        "send norms of the run's kind, or none, as its first /score did, or use another run_id.",
+        param="norms_kind" if "head" in (sent, held) else "norms",
+    )
+
+
 def features_mismatch(sent: int, held: int) -> FeaturesMismatch:
     """The error for features of another width than the run's."""
     return FeaturesMismatch(
@@ -97,9 +126,13 @@ def request_id_reused(request_id: str | None) -> RequestIdReused:
 def commit_refusal(status: str, details: list[str], commit: Commit) -> WireError:
     """The error for the status word of a commit's script."""
     if status == "projection_mismatch" and isinstance(commit, ScoreCommit | RefreshCommit):
+        if commit.projection is None or not details[0]:
+            return kind_mismatch("products" if commit.projection is None else "sketches", commit.run_id)
         return projection_mismatch(commit.projection.to_map(), json.loads(details[0]))
     if status == "validation_gone" and isinstance(commit, ScoreCommit):
         return _validation_gone(commit)
+    if status == "alignment_kind_mismatch" and isinstance(commit, ScoreCommit):
+        return alignment_kind_mismatch(commit.alignment_kind or "", details[0])
     if status == "features_mismatch" and isinstance(commit, ScoreCommit) and commit.moments is not None:
         return features_mismatch(commit.moments.width, width_of(int(details[0])))
     refusals: dict[str, Callable[[], WireError]] = {

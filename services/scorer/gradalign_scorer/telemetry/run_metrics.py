@@ -55,6 +55,16 @@ _GAUGES: tuple[tuple[str, str, _Reading], ...] = (
         "Expected correlation of sketched with exact alignments.",
         lambda s, _: s.reliability,
     ),
+    (
+        "gradalign_rollout_reliability",
+        "Expected correlation of alignments with those of fresh rollouts.",
+        lambda s, _: s.rollout_reliability,
+    ),
+    (
+        "gradalign_products_quotient",
+        "Sum of the validation problems' products over the norm of their gradient.",
+        lambda s, _: s.products_quotient,
+    ),
     ("gradalign_alignment_median", "Median alignment of the last /score.", lambda _, last: _median(last)),
     (
         "gradalign_selected_alignment_mean",

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from gradalign.wire.checks import MAX_FEATURES, NAME_PATTERN
-from gradalign.wire.messages import AGGREGATIONS, MAX_POOL, MAX_PROBLEMS, STRATEGIES
+from gradalign.wire.messages import AGGREGATIONS, MAX_POOL, MAX_PROBLEMS, SKETCH_STRATEGIES
 from gradalign.wire.projection import MAX_DIM
 from gradalign_trainer.datasets.sources.source import DataSpec, parse_sources
 from gradalign_trainer.reporting.tracking import TRACKERS
@@ -171,7 +171,7 @@ class TrainConfig:
     scorer_api_key_env: str = field(default="GRADALIGN_API_KEY", metadata=limits(key="scorer.api_key_env"))
     scorer_timeout: float = field(default=30.0, metadata=limits(key="scorer.timeout", above=0))
     scorer_retries: int = field(default=5, metadata=limits(key="scorer.retries", low=0, high=100))
-    strategy: str = field(default="cosine", metadata=limits(choices=(*STRATEGIES, "oracle")))
+    strategy: str = field(default="cosine", metadata=limits(choices=(*SKETCH_STRATEGIES, "oracle")))
     mode: str = field(default="choose", metadata=limits(choices=("choose", "weight", "dynamic")))
     score_updates: bool = False
     proposals: bool = False

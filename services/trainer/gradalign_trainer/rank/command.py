@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rich.console import Console
 
-from gradalign.wire.messages import STRATEGIES
+from gradalign.wire.messages import SKETCH_STRATEGIES
 
 if TYPE_CHECKING:
     from gradalign_trainer.rank.run import RankReport
@@ -35,7 +35,7 @@ class RankCommand:
             metavar="FILE",
             help="similarities, JSONL; pass rates are written beside it",
         )
-        add("--strategy", default="cosine", choices=STRATEGIES, help="the scorer's rule (cosine)")
+        add("--strategy", default="cosine", choices=SKETCH_STRATEGIES, help="the scorer's rule (cosine)")
         add("--select", type=count, metavar="N", help="also write the best N problems; needs --problems")
         add("--problems", type=Path, metavar="FILE", help="the candidates, verl's JSONL or Parquet")
         add(

@@ -179,7 +179,7 @@ def scorer_figures(curriculum: Curriculum, choice: Choice) -> dict[str, float]:
     if not curriculum.adaptive:
         return {}
     figures: dict[str, float] = {"fallback": float(choice.fallback), **curriculum.reasons.figures()}
-    if curriculum.validation is not None:
+    if curriculum.validation is not None and curriculum.validation.coherence is not None:
         figures["coherence"] = curriculum.validation.coherence
     ranking = choice.ranking
     if ranking is not None:

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradalign import RunState
+from gradalign_scorer.store.commits import PRODUCTS
 
 __all__ = ["RunRecord"]
+
+_FULL_DEVIATIONS = 1.5
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,17 @@ class RunRecord:
         """The run's projection map."""
         text = self.fields.get("projection")
         return json.loads(text) if text else None
+
+    @property
+    def kind(self) -> str | None:
+        """`products` or `sketches`; None before the first request."""
+        held = self.projection_id
+        return None if held is None else "products" if held == PRODUCTS else "sketches"
+
+    @property
+    def alignment_kind(self) -> str | None:
+        """What the alignments of a run of products are; None before it has any."""
+        return self.fields.get("alignment_kind")
 
     @property
     def epoch(self) -> int:
@@ -77,7 +91,14 @@ class RunRecord:
 
     @property
     def strength(self) -> float:
-        """The alignment to expect of a problem like the validation problems; 1 where no two were ever sent at once."""
+        """The alignment to expect of a problem like the validation problems; 1 where no two were ever sent at once.
+
+        Where it cannot be told from the validation problems, since their products came without exact norms, one and a half
+        times the run's spread: what a group's weight is 1 at.
+        """
+        if self.kind == "products" and (self.alignment_kind != "cosine" or "likeness" not in self.fields):
+            moments = self.spread()
+            return _FULL_DEVIATIONS * moments[1] if moments and moments[1] > 0 else 1.0
         return math.sqrt(float(self.fields.get("likeness", 1.0)))
 
     def state(self) -> RunState:
@@ -98,6 +119,10 @@ class RunRecord:
             rounds=int(get("rounds", 0)),
             created_at=float(get("created_at", 0)),
             updated_at=float(get("updated_at", 0)),
+            kind=self.kind or "sketches",
+            alignment_kind=self.alignment_kind if self.kind == "products" else "cosine",
+            products_quotient=_float_or_none(get("products_quotient")),
+            rollout_reliability=_float_or_none(get("rollout_reliability")),
         )
 
 

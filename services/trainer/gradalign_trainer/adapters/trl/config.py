@@ -7,7 +7,7 @@ from typing import Any
 
 from gradalign.errors import InvalidValue
 from gradalign.wire.checks import check_name
-from gradalign.wire.messages import AGGREGATIONS, STRATEGIES
+from gradalign.wire.messages import AGGREGATIONS, SKETCH_STRATEGIES
 from gradalign_trainer.curriculum.curriculum import ScorerAddress
 from gradalign_trainer.settings import check_settings, limits
 
@@ -65,7 +65,7 @@ class GradAlignConfig:
     run_id: str = field(metadata=limits(check=_named))
     validation_dataset: Any = field(metadata=limits(check=_rows))
     use: str = field(default="weight", metadata=limits(choices=USES))
-    strategy: str = field(default="cosine", metadata=limits(choices=STRATEGIES))
+    strategy: str = field(default="cosine", metadata=limits(choices=SKETCH_STRATEGIES))
     refresh_every: int = field(default=5, metadata=limits(low=1))
     validation_rollouts: int | None = field(default=None, metadata=limits(low=2))
     aggregation: str = field(default="pooled", metadata=limits(choices=AGGREGATIONS))

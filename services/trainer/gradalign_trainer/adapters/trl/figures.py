@@ -22,7 +22,7 @@ def batch_figures(link: ScorerLink, ranking: Ranking | None) -> dict[str, float]
         **link.reasons.figures(),
         "seconds_scorer": link.seconds,
     }
-    if link.validation is not None:
+    if link.validation is not None and link.validation.coherence is not None:
         figures["coherence"] = link.validation.coherence
     if ranking is None:
         return figures

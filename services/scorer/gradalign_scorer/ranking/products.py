@@ -1,0 +1,113 @@
+"""What the compute thread does for one `POST /score` with products: from those of the rollouts to ranked columns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from gradalign import InvalidValue, ScoreRequest
+from gradalign_scorer.ranking.rollouts import (
+    RolloutProducts,
+    ranking_noise,
+    rollout_weights,
+    shrunken_alignments,
+    with_norms,
+)
+from gradalign_scorer.ranking.scoring import Evidence, Scored, evidence_weights, ranked, rejected_rows
+from gradalign_scorer.ranking.strategies import Candidates
+
+__all__ = ["PRODUCTS_NOT_FINITE", "alignment_kind", "score_products"]
+
+Floats = npt.NDArray[np.float64]
+
+PRODUCTS_NOT_FINITE = (
+    "its products hold NaN, Inf or more than 1e30; look for an overflow in its log-probs, before and after the step"
+)
+_MOST_EVIDENCE = 1e6
+
+
+def alignment_kind(request: ScoreRequest) -> str:
+    """What the alignments of a request are: `cosine`, `product` or `head`, as `Ranking` says."""
+    if request.products is None or (request.norms is not None and request.norms_kind != "head"):
+        return "cosine"
+    return "product" if request.norms is None else "head"
+
+
+def score_products(request: ScoreRequest, strategy: str, scale: float, evidence: Evidence) -> Scored:
+    """Rank the problems of a request by the products of their rollouts.
+
+    Args:
+        request: with `products` taken with the run's validation gradient.
+        strategy: the rule's name.
+        scale: of products of the validation problems, the mean of them: what makes products without norms evidence that a
+            run can keep. In another unit of the gradients it is another as well.
+        evidence: from earlier requests, without a unit.
+
+    Raises:
+        InvalidValue: the strategy needs a column that was not sent, or sketches; or products and norms disagree.
+    """
+    assert request.products is not None
+    kind = alignment_kind(request)
+    rollouts = RolloutProducts.of(request.products)
+    norms = None if request.norms is None else np.array(request.norms, dtype=np.float64)
+    if norms is not None:
+        rollouts = replace(rollouts, signal=rollouts.finite & (norms > 0))
+    alignments = (
+        rollouts.sums if norms is None else with_norms(rollouts, norms, "exact" if kind == "cosine" else "head")
+    )
+    lengths = np.ones(len(alignments)) if norms is None else norms
+    errors = np.divide(rollouts.errors, lengths, out=np.zeros(len(lengths)), where=lengths > 0)
+    errors = np.where(np.isnan(rollouts.errors), np.nan, errors)
+    kept = np.flatnonzero(rollouts.finite)
+    rates = None if request.pass_rates is None else np.array(request.pass_rates, dtype=np.float64)[kept]
+    signal = rollouts.signal[kept]
+    shrunken = shrunken_alignments(alignments[kept], errors[kept], rollouts.counts[kept], signal) if len(kept) else None
+    candidates = Candidates(
+        run_id=request.run_id,
+        policy_version=request.policy_version,
+        ids=[request.problem_ids[i] for i in kept],
+        alignments=alignments[kept],
+        norms=None if norms is None else np.where(signal, norms[kept], 0.0),
+        pass_rates=rates,
+        pooled_alignments=partial(_without_sketches, strategy),
+        cosines=partial(_without_sketches, strategy),
+        products=rollouts.sums[kept],
+        shrunken=None if np.isnan(errors).all() else shrunken,
+    )
+    order, priorities = ranked(candidates, strategy)
+    counted = alignments[kept] if not request.shrink_weights or shrunken is None else shrunken
+    unit = scale if kind == "product" else 1.0
+    weights = evidence_weights(_without_unit(counted, unit), signal, evidence, kept)
+    each = rollout_weights(rollouts, norms) if request.rollout_weights else None
+    return Scored(
+        ids=[candidates.ids[i] for i in order],
+        priorities=priorities[order],
+        alignments=alignments[kept][order],
+        weights=weights[order],
+        norms=None if candidates.norms is None else candidates.norms[order],
+        signal=signal[order],
+        pass_rates=None if rates is None else rates[order],
+        rejected=rejected_rows(request, rollouts.finite, PRODUCTS_NOT_FINITE),
+        reliability=None,
+        strength=None if evidence.predicted is None else evidence.strength,
+        evidence=_without_unit(alignments[kept], unit)[order],
+        errors=errors[kept][order],
+        noise=ranking_noise(alignments[kept], errors[kept]),
+        rollout_weights=None if each is None else [each[i] for i in kept[order]],
+    )
+
+
+def _without_unit(alignments: Floats, unit: float) -> Floats:
+    with np.errstate(over="ignore"):
+        return np.clip(alignments / unit, -_MOST_EVIDENCE, _MOST_EVIDENCE)
+
+
+def _without_sketches(strategy: str) -> Floats:
+    raise InvalidValue(
+        f"strategy {strategy!r} compares the gradients of the candidates with one another, for which a run of products has "
+        "nothing; use a strategy that ranks by products (cosine, say, or shrunken), or send sketches, in another run.",
+        param="strategy",
+    )

@@ -1,0 +1,388 @@
+"""Runs of products over the wire, on a real scorer and store: what is answered, remembered and refused."""
+
+import asyncio
+import json
+
+import msgpack
+import numpy as np
+import pytest
+
+from gradalign import (
+    AsyncClient,
+    Client,
+    Fenced,
+    InvalidValue,
+    KindMismatch,
+    RequestIdReused,
+    StalePolicy,
+    ValidationMismatch,
+)
+
+COUNT, ROLLOUTS = 64, 6
+RNG = np.random.default_rng(5)
+FEATURES = RNG.standard_normal((COUNT, 3))
+PRODUCTS = (np.tanh(FEATURES[:, :1]) + 0.3 * RNG.standard_normal((COUNT, ROLLOUTS))) / ROLLOUTS
+PRODUCTS[7] = 0.0
+SUMS = PRODUCTS.sum(axis=1)
+IDS = [f"p{i}" for i in range(COUNT)]
+TRUSTED = [f"v{i}" for i in range(5)]
+GOOD = {"policy_version": 1, "products": PRODUCTS, "products_version": 1}
+
+
+@pytest.fixture
+def client(scorer, run_id):
+    with Client(scorer.url, run_id=run_id, retries=0) as client:
+        yield client
+
+
+def refresh(client, **changes):
+    """Products of five validation problems that add up to the length."""
+    fields = {"policy_version": 1, "products": np.full((5, 4), 0.1), "lengths": 2.0, **changes}
+    return client.refresh_validation(TRUSTED, **fields)
+
+
+@pytest.fixture
+def run(client):
+    """A run of products at policy version 1, validation version 1."""
+    refresh(client)
+    return client
+
+
+class TestScoring:
+    def test_a_ranking_by_the_sums_best_first(self, run):
+        ranking = run.score(IDS, select=8, **GOOD)
+        sums = dict(zip(IDS, SUMS, strict=True))
+        assert ranking.problem_ids == sorted(IDS, key=lambda i: (-sums[i], i))
+        assert ranking.alignments == pytest.approx(sorted(SUMS, reverse=True))
+        assert ranking.priorities == ranking.alignments
+        assert ranking.alignment_kind == "product"
+        assert (ranking.norms, ranking.reliability, ranking.advised_dim) == (None, None, None)
+        assert ranking.no_signal == ["p7"]
+        assert ranking.weight_of()["p7"] == 0.0
+        errors = np.sqrt(ROLLOUTS * PRODUCTS.var(axis=1, ddof=1))
+        by_id = dict(zip(ranking.problem_ids, ranking.standard_errors, strict=True))
+        assert [by_id[i] for i in IDS] == pytest.approx(errors)
+        assert ranking.rollout_reliability == pytest.approx(1 - np.mean(errors**2) / SUMS.var(ddof=1))
+        assert ranking.rollout_weights is None
+        state = run.run()
+        assert (state.kind, state.alignment_kind, state.projection) == ("products", "product", None)
+        assert state.rollout_reliability == ranking.rollout_reliability
+        assert state.products_quotient == pytest.approx(1.0)
+
+    def test_a_refresh_answers_its_quotient(self, client):
+        reply = refresh(client, lengths=[1.9])
+        assert (reply.validation_version, reply.problems, reply.coherence) == (1, 5, None)
+        assert reply.products_quotient == pytest.approx(2.0 / 1.9)
+        norms = [0.8, 0.8, 0.8, 0.8, 0.4]
+        reply = refresh(client, norms=norms)
+        assert reply.coherence == pytest.approx((4 * 0.5 + 1.0) / 5)
+        assert client.run().coherence == reply.coherence
+        refresh(client, norms=norms, norms_kind="head")
+        assert client.run().coherence is None
+
+    def test_exact_norms_make_cosines(self, run):
+        norms = 2 * np.abs(SUMS) + 0.5
+        ranking = run.score(IDS, **GOOD, norms=norms)
+        wanted = dict(zip(IDS, SUMS / norms, strict=True))
+        assert ranking.alignment_kind == "cosine"
+        assert ranking.alignments == pytest.approx([wanted[i] for i in ranking.problem_ids])
+        dots = run.score(IDS, **GOOD, norms=norms, strategy="dot")
+        assert dots.priorities == pytest.approx(sorted(SUMS, reverse=True))
+        by_norm = run.score(IDS, **GOOD, norms=norms, strategy="norm")
+        assert by_norm.priorities == pytest.approx(sorted(norms, reverse=True))
+
+    def test_norms_of_the_head_make_quotients(self, run):
+        ranking = run.score(IDS, **GOOD, norms=np.full(COUNT, 0.1), norms_kind="head")
+        assert ranking.alignment_kind == "head"
+        assert ranking.alignments == pytest.approx(sorted(SUMS / 0.1, reverse=True))
+        assert max(ranking.alignments) > 1
+
+    @pytest.mark.parametrize(
+        "strategy", ["cosine", "dot", "anti", "accgreedy", "accuracy_band", "cosine_accuracy", "random", "shrunken"]
+    )
+    def test_strategies_that_need_no_sketch(self, run, strategy):
+        rates = np.linspace(0, 1, COUNT)
+        ranking = run.score(IDS, **GOOD, strategy=strategy, pass_rates=rates, select=4)
+        assert sorted(ranking.problem_ids) == sorted(IDS)
+        assert ranking.priorities == sorted(ranking.priorities, reverse=True)
+        assert run.run().strategy == strategy
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_a_problem_that_is_not_finite_is_rejected_by_name(self, run, bad):
+        products = PRODUCTS.copy()
+        products[3, 2] = bad
+        ranking = run.score(IDS, **{**GOOD, "products": products}, rollout_weights=True)
+        assert [row.problem_id for row in ranking.rejected] == ["p3"]
+        assert "NaN" in ranking.rejected[0].reason
+        assert "p3" not in ranking.problem_ids
+        assert len(ranking.problem_ids) == len(ranking.rollout_weights) == COUNT - 1
+
+    def test_ragged_groups_and_rollout_weights_in_the_replys_order(self, run):
+        groups = {"a": [0.1, -0.3], "b": [0.9], "c": [0.0, 0.0, 0.0], "d": [0.2, 0.2, 0.3, -0.1]}
+        fields = {"policy_version": 1, "products": list(groups.values()), "products_version": 1}
+        ranking = run.score(list(groups), **fields, rollout_weights=True)
+        assert ranking.problem_ids == ["b", "d", "c", "a"]
+        assert [len(each) for each in ranking.rollout_weights] == [1, 4, 3, 2]
+        weights = dict(zip(ranking.problem_ids, ranking.rollout_weights, strict=True))
+        assert weights["c"] == [0.0] * 3
+        assert weights["a"][0] > 0.25 > weights["a"][1] == 0.0
+        assert all(0 <= w <= 1 for each in ranking.rollout_weights for w in each)
+        errors = dict(zip(ranking.problem_ids, ranking.standard_errors, strict=True))
+        assert errors["b"] is None
+        assert errors["c"] == 0.0
+
+    def test_shrunken_weights(self, run):
+        run.snapshot("before")
+        plain = run.score(IDS, **GOOD)
+        run.restore("before")
+        drawn = run.score(IDS, **GOOD, shrink_weights=True)
+        assert drawn.alignments == plain.alignments
+        assert drawn.weights != plain.weights
+
+    def test_json_and_an_empty_bin_and_the_header_alone_say_the_same(self, scorer, run, run_id):
+        header = {"run_id": run_id, "policy_version": 1, "problem_ids": IDS, "products": PRODUCTS.tolist()}
+        header["products_version"] = 1
+        packed = msgpack.packb(header)
+        kinds = [
+            (packed, "application/msgpack"),
+            (packed + b"\xc4\x00", "application/msgpack"),
+            (json.dumps(header).encode(), "application/json"),
+        ]
+        run.snapshot("before")
+        with scorer.http() as http:
+            replies = []
+            for body, kind in kinds:
+                replies.append(http.post("/v1/score", content=body, headers={"Content-Type": kind}).json())
+                run.restore("before")
+        assert replies[0] == replies[1] == replies[2]
+        assert replies[0]["problem_ids"] == run.score(IDS, **GOOD).problem_ids
+
+    def test_the_asynchronous_client(self, scorer, run_id):
+        async def both():
+            async with AsyncClient(scorer.url, run_id=run_id, retries=0) as client:
+                reply = await client.refresh_validation(TRUSTED, policy_version=1, products=[[1.0]] * 5, lengths=5.0)
+                fields = {"products": PRODUCTS, "products_version": reply.validation_version}
+                return await client.score(IDS, policy_version=1, rollout_weights=True, **fields)
+
+        assert len(asyncio.run(both()).rollout_weights) == COUNT
+
+
+class TestState:
+    def test_evidence_moves_the_weights(self, run):
+        for _ in range(4):
+            run.score(["good", "bad"], policy_version=1, products=[[1.0, 1.1], [-1.0, -1.1]], products_version=1)
+        fields = {"policy_version": 1, "products": [[0.0, 0.1]] * 3, "products_version": 1}
+        weights = run.score(["good", "bad", "new"], **fields).weight_of()
+        assert weights["good"] > weights["new"] > weights["bad"]
+
+    def test_the_unit_of_the_gradients_changes_no_weight(self, scorer, run_id):
+        replies = []
+        for factor in (1.0, 1e-9, 1e9):
+            with Client(scorer.url, run_id=f"{run_id}-{len(replies)}", retries=0) as other:
+                refresh(other, products=np.full((5, 4), 0.1 * factor), lengths=2.0 * factor)
+                fields = {**GOOD, "products": PRODUCTS * factor, "features": FEATURES, "rollout_weights": True}
+                other.score(IDS, **fields)
+                replies.append(other.score(IDS, **fields))
+                picked = other.select(8, policy_version=2, problem_ids=IDS, features=FEATURES, exploration=0.0)
+                assert min(FEATURES[int(i[1:]), 0] for i in picked.selected) > 0
+        for reply in replies[1:]:
+            assert reply.weight_of() == pytest.approx(replies[0].weight_of(), rel=1e-4, abs=1e-4)
+            assert reply.problem_ids == replies[0].problem_ids
+
+    def test_features_propose_problems_never_scored(self, run):
+        half = slice(0, COUNT // 2)
+        fields = {**GOOD, "products": PRODUCTS[half]}
+        run.score(IDS[half], **fields, features=FEATURES[half])
+        picked = run.select(8, policy_version=2, problem_ids=IDS, features=FEATURES, exploration=0.0)
+        assert min(FEATURES[int(i[1:]), 0] for i in picked.selected) > 0.3
+        assert any(int(i[1:]) >= COUNT // 2 for i in picked.selected)
+
+    def test_priorities_of_all_rounds(self, run):
+        run.score(IDS[:32], **{**GOOD, "products": PRODUCTS[:32]})
+        run.score(IDS[32:], **{**GOOD, "products": PRODUCTS[32:]})
+        picked = run.select(5, policy_version=1, exploration=0.0, cooldown=0)
+        assert picked.selected == [IDS[i] for i in np.argsort(-SUMS)[:5]]
+        assert run.problems(limit=1).problems[0].problem_id == picked.selected[0]
+        assert run.outline(ends=2).best[0].alignment == pytest.approx(max(SUMS), rel=1e-6)
+
+    def test_a_snapshot_is_the_whole_of_it(self, run):
+        run.score(IDS, **GOOD)
+        run.snapshot("s")
+        before = run.run()
+        refresh(run, lengths=1.5, policy_version=3)
+        run.score(IDS, policy_version=3, products=-PRODUCTS, products_version=2)
+        assert run.run().products_quotient == pytest.approx(2 / 1.5)
+        run.restore("s")
+        after = run.run()
+        for name in ("kind", "alignment_kind", "validation_version", "products_quotient", "rollout_reliability"):
+            assert getattr(after, name) == getattr(before, name)
+        first = run.score(IDS, **GOOD)
+        assert first.validation_version == 1
+
+    def test_a_repetition_is_answered_from_its_first_reply(self, run):
+        first = run.score(IDS, **GOOD, request_id="once", rollout_weights=True)
+        assert run.score(IDS, **GOOD, request_id="once", rollout_weights=True) == first
+        assert run.problem("p0").times_scored == 1
+        again = refresh(run, request_id="r")
+        assert refresh(run, request_id="r") == again
+        assert run.run().validation_version == again.validation_version == 2
+        with pytest.raises(RequestIdReused):
+            run.score(IDS, **{**GOOD, "products": -PRODUCTS}, request_id="once")
+
+    def test_another_scorer_goes_on_with_the_run(self, run, start_scorer, run_id):
+        first = run.score(IDS, **GOOD)
+        with Client(start_scorer().url, run_id=run_id, retries=0) as other:
+            assert other.score(IDS, **GOOD).problem_ids == first.problem_ids
+
+    def test_rounds_and_metrics_show_it(self, run, scorer, run_id):
+        ranking = run.score(IDS, **GOOD)
+        refreshed, scored = run.rounds()
+        assert refreshed.summary["products_quotient"] == pytest.approx(1.0)
+        assert "coherence" not in refreshed.summary
+        assert scored.summary["rollout_reliability"] == ranking.rollout_reliability
+        assert scored.summary["alignment_quantiles"][-1] == pytest.approx(max(SUMS))
+        with scorer.http() as http:
+            lines = http.get("/metrics").text.splitlines()
+        found = [line for line in lines if line.startswith("gradalign_rollout_reliability{") and run_id in line]
+        assert float(found[0].split()[-1]) == pytest.approx(ranking.rollout_reliability)
+
+    def test_noise_is_warned_of(self, run):
+        products = np.random.default_rng(6).standard_normal((2048, 8))
+        run.score([f"n{i}" for i in range(2048)], policy_version=1, products=products, products_version=1)
+        warnings = {warning.kind: warning.message for warning in run.run().warnings}
+        assert "nothing to rank here" in warnings["nothing_to_rank"]
+        refresh(run, lengths=1.6)
+        assert "1.25 times" in {w.kind: w.message for w in run.run().warnings}["products_off"]
+
+
+def unchanged(run, act, error, words):
+    """The act is refused in these words, and nothing is stored."""
+    before = run.run(), run.rounds()
+    with pytest.raises(error, match=words) as caught:
+        act()
+    assert (run.run(), run.rounds()) == before
+    return caught.value
+
+
+class TestConflicts:
+    def test_sketches_into_a_run_of_products(self, run, problem_ids, sketches, projection):
+        words = "sketches were sent and run .* is a run of products; a run is of one kind"
+        fields = {"policy_version": 1, "projection": projection}
+        unchanged(run, lambda: run.score(problem_ids, sketches, **fields), KindMismatch, words)
+        error = unchanged(run, lambda: run.refresh_validation(problem_ids, sketches, **fields), KindMismatch, words)
+        assert (error.status, error.type, error.param) == (409, "kind_mismatch", "sketches")
+
+    def test_products_into_a_run_of_sketches(self, client, problem_ids, sketches, projection):
+        client.refresh_validation(problem_ids, sketches, policy_version=1, projection=projection)
+        words = "products were sent and run .* is a run of sketches"
+        unchanged(client, lambda: client.score(IDS, **GOOD), KindMismatch, words)
+        unchanged(client, lambda: refresh(client), KindMismatch, words)
+        client.delete_run()
+        assert refresh(client).validation_version == 1
+
+    def test_alignments_of_another_kind(self, run):
+        run.score(IDS, **GOOD)
+        exact = {"norms": np.full(COUNT, 2.0)}
+        unchanged(run, lambda: run.score(IDS, **GOOD, **exact), KindMismatch, "are cosines .*; the run's are products")
+        head = {**exact, "norms_kind": "head"}
+        unchanged(run, lambda: run.score(IDS, **GOOD, **head), KindMismatch, "over norms of the head")
+        assert run.score(IDS, **GOOD).alignment_kind == "product"
+
+    def test_products_of_another_version(self, run):
+        refresh(run)
+        words = "products_version is 1 and run .* is at validation version 2; take them with"
+        unchanged(run, lambda: run.score(IDS, **GOOD), ValidationMismatch, words)
+
+    def test_products_before_any_refresh(self, client):
+        with pytest.raises(ValidationMismatch, match="holds no validation gradient"):
+            client.score(IDS, **GOOD)
+        assert client.run_id not in [state.run_id for state in client.runs()]
+
+    def test_an_older_policy_and_an_older_epoch(self, scorer, run, run_id):
+        run.score(IDS, **{**GOOD, "policy_version": 4})
+        unchanged(run, lambda: run.score(IDS, **GOOD), StalePolicy, "may not go backwards")
+        with Client(scorer.url, run_id=run_id, epoch=2) as heir:
+            heir.snapshot("taken")
+        with Client(scorer.url, run_id=run_id, epoch=1) as old:
+            unchanged(run, lambda: old.score(IDS, **{**GOOD, "policy_version": 4}), Fenced, "taken this run over")
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("lengths", [4.1, 0.9, 1e-6, 1e20])
+    def test_products_that_do_not_add_up(self, run, lengths):
+        words = "add up to 2 and lengths, the norm of their gradient, is .* expected a quotient of 1"
+        unchanged(run, lambda: refresh(run, lengths=lengths), InvalidValue, words)
+
+    @pytest.mark.parametrize("lengths", [3.9, 1.01])
+    def test_within_a_half_and_twice_they_are_taken(self, run, lengths):
+        assert refresh(run, lengths=lengths).products_quotient == pytest.approx(2 / lengths)
+
+    def test_products_against_the_gradient(self, run):
+        unchanged(run, lambda: refresh(run, products=np.full((5, 4), -0.1)), InvalidValue, "not -1")
+
+    def test_validation_without_a_signal(self, run):
+        unchanged(run, lambda: refresh(run, products=np.zeros((5, 4))), InvalidValue, "none of the 5")
+        nothing = np.full((5, 4), np.nan)
+        unchanged(run, lambda: refresh(run, products=nothing), InvalidValue, "5 hold NaN")
+
+    def test_a_validation_problem_with_nan_is_named_and_left_out(self, run):
+        products = np.full((5, 4), 0.1)
+        products[2, 1] = np.nan
+        reply = refresh(run, products=products)
+        assert [row.problem_id for row in reply.rejected] == ["v2"]
+        assert (reply.problems, reply.products_quotient) == (4, pytest.approx(0.8))
+
+    @pytest.mark.parametrize("strategy", ["learnalign", "diverse"])
+    def test_strategies_that_compare_gradients(self, run, strategy):
+        words = f"strategy '{strategy}' compares the gradients of the candidates with one another"
+        unchanged(run, lambda: run.score(IDS, **GOOD, strategy=strategy), InvalidValue, words)
+
+    def test_norm_without_norms(self, run):
+        words = "no norms were sent with the products"
+        error = unchanged(run, lambda: run.score(IDS, **GOOD, strategy="norm"), InvalidValue, words)
+        assert error.param == "norms"
+
+    def test_norms_that_the_products_exceed(self, run):
+        norms = np.full(COUNT, 2.0)
+        norms[9] = abs(SUMS[9]) / 2
+        words = r"products\[9\] add up to .* and norms\[9\] is"
+        unchanged(run, lambda: run.score(IDS, **GOOD, norms=norms), InvalidValue, words)
+
+    def test_shrunken_needs_several_rollouts(self, run, scorer, run_id, problem_ids, sketches, projection):
+        fields = {"policy_version": 1, "products": [[1.0], [2.0]], "products_version": 1, "strategy": "shrunken"}
+        unchanged(run, lambda: run.score(["a", "b"], **fields), InvalidValue, "products of several rollouts")
+        with Client(scorer.url, run_id=f"{run_id}-s", retries=0) as other:
+            other.refresh_validation(problem_ids, sketches, policy_version=1, projection=projection)
+            ask = {"policy_version": 1, "projection": projection, "strategy": "shrunken"}
+            unchanged(other, lambda: other.score(problem_ids, sketches, **ask), InvalidValue, "sketches do not")
+
+    def test_neither_and_both(self, run, sketches, problem_ids, projection):
+        with pytest.raises(InvalidValue, match="or products"):
+            run.score(IDS, policy_version=1)
+        with pytest.raises(InvalidValue, match="both sketches and products"):
+            run.score(problem_ids, sketches, projection=projection, **{**GOOD, "products": PRODUCTS[:8]})
+
+    @pytest.mark.parametrize(
+        ("change", "param"),
+        [
+            ({"products_version": ...}, "products_version"),
+            ({"products": [[1.0]] * 3}, "products"),
+            ({"products": [[]] * COUNT}, "products[0]"),
+            ({"products": [[1.0, "x"]] * COUNT}, "products[0][1]"),
+            ({"norms_kind": "exact"}, "norms_kind"),
+            ({"projection": {}}, "projection"),
+            ({"dtype": "float16"}, "dtype"),
+            ({"lengths": 1.0}, "lengths"),
+        ],
+    )
+    def test_bodies_of_other_clients(self, scorer, run, run_id, change, param):
+        good = {"run_id": run_id, "policy_version": 1, "problem_ids": IDS, "products": PRODUCTS.tolist()}
+        header = {**good, "products_version": 1, **change}
+        header = {key: value for key, value in header.items() if value is not ...}
+        before = run.run(), run.rounds()
+        with scorer.http() as http:
+            for body, kind in ((msgpack.packb(header), "msgpack"), (json.dumps(header).encode(), "json")):
+                reply = http.post("/score", content=body, headers={"Content-Type": f"application/{kind}"})
+                assert reply.status_code == 422, reply.text
+                assert reply.json()["error"]["param"] == param
+        assert (run.run(), run.rounds()) == before
