@@ -15,7 +15,7 @@ from grpo_gradients import CHUNK, Stage, pearson, spearman
 from torch import Tensor
 
 from gradalign.sketch import Sketcher
-from gradalign_scorer.ranking.rollouts import RolloutProducts, ranking_noise
+from gradalign_scorer.ranking.reliability import RolloutProducts, ranking_noise
 
 
 def products(stage: Stage) -> Tensor:

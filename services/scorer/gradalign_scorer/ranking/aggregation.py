@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradalign import InvalidValue, RefreshRequest
 from gradalign_scorer.ranking.alignment import Products, SketchRows, products, weighted_sum
-from gradalign_scorer.ranking.rollouts import RolloutProducts, with_norms
+from gradalign_scorer.ranking.reliability import RolloutProducts, with_norms
 
 __all__ = [
     "CANCELLED",

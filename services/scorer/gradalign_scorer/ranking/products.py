@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradalign import InvalidValue, ScoreRequest
-from gradalign_scorer.ranking.rollouts import (
+from gradalign_scorer.ranking.reliability import (
     RolloutProducts,
     ranking_noise,
     rollout_weights,

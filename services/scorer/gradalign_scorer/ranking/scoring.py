@@ -13,8 +13,7 @@ from torch import Tensor
 from gradalign import InvalidValue, RejectedProblem, ScoreRequest, SketchMatrix
 from gradalign_scorer.ranking.aggregation import CANCELLED, pooled_weights
 from gradalign_scorer.ranking.alignment import Products, SketchRows, gram, products, weighted_sum
-from gradalign_scorer.ranking.reliability import Reliability, reliability
-from gradalign_scorer.ranking.rollouts import RankingNoise
+from gradalign_scorer.ranking.reliability import RankingNoise, Reliability, reliability
 from gradalign_scorer.ranking.strategies import STRATEGIES, Candidates
 from gradalign_scorer.ranking.weighting import group_weights, quality_weights
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gradalign import InvalidValue
-from gradalign_scorer.ranking.rollouts import (
+from gradalign_scorer.ranking.reliability import (
     RolloutProducts,
     ranking_noise,
     rollout_weights,
