@@ -265,6 +265,10 @@ class Sketcher:
         self._check_unchanged(named)
         return named
 
+    def buffers(self) -> list[Tensor]:
+        """The buffers of the model: they hold no rows of a batch."""
+        return list(self._model.buffers())
+
     def table(self, name: str, device: torch.device) -> HashTable:
         """The hashes of one parameter on one device."""
         key = (name, device)

@@ -67,7 +67,7 @@ def run(use, x=None, index=INDEX):
         (lambda m, x: nn.functional.linear(x.flip(0), m.square), r"square is used on an activation of shape"),
         (lambda m, x: nn.functional.linear(torch.tile(x, (2, 1, 1)), m.square), r"square is used on an activation of shape"),
         (lambda m, x: nn.functional.linear(x[:, :3].unfold(1, 2, 1).sum(0), m.square), r"square is used on an activation"),
-        (lambda m, x: nn.functional.linear(torch.cumsum(x.transpose(0, 1), 0), m.square), r"square is used on an activa"),
+        (lambda m, x: nn.functional.linear(torch.cumsum(x.transpose(0, 1), 1), m.square), r"square is used on an activa"),
         (lambda m, x: nn.functional.linear(torch.cat([x, x.flip(0)]), m.square), r"square is used on an activation"),
         (lambda m, x: nn.functional.linear(x.chunk(3)[1], m.square), r"square is used on an activation"),
         (lambda m, x: nn.functional.linear(torch.cumsum(x[[2, 0, 1]], 0), m.square), r"square is used on an activation"),

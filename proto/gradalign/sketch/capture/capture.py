@@ -45,6 +45,9 @@ class Source(Protocol):
     def named(self) -> list[tuple[str, nn.Parameter]]:
         """The trainable parameters by canonical name, checked to be those the Sketcher was made for."""
 
+    def buffers(self) -> list[Tensor]:
+        """The buffers of the model."""
+
     def table(self, name: str, device: torch.device) -> HashTable:
         """The hashes of a parameter."""
 
@@ -69,7 +72,7 @@ class Capture:
         onto: Capture | None,
     ) -> None:
         self.keep_grad = keep_grad
-        self.rows = ProblemRows(_checked_index(index, problems), _count(index, problems))
+        self.rows = ProblemRows(_checked_index(index, problems), _count(index, problems), source.buffers())
         self.problems = _count(index, problems)
         self.exact = None if against is None else Exact(against, source.shapes)
         self.in_backward = False
@@ -226,6 +229,7 @@ class Capture:
 
         shown: Tensor = Trap.apply(value, refuse)  # type: ignore[no-untyped-call]
         setattr(shown, _MADE, (self, derived, value))
+        self.rows.constant(shown)
         return shown
 
     def recorder(self, value: Tensor) -> Recorder:

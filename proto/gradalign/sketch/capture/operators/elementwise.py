@@ -34,7 +34,9 @@ def _embedding(tracker: Tracker, func: Any, args: _Args, kwargs: _Kwargs) -> Ten
         padding = -1 if padding_idx is None else padding_idx % len(weight)
         index = tracker.rows.spread(input)
         groups = tracker.rows.groups(index, 0, name_of(tracker, weight))
-        return Lookup.apply(index, tracker.tapped(weight), tracker.recorder(weight), groups, padding)  # type: ignore[no-any-return, no-untyped-call]
+        out: Tensor = Lookup.apply(index, tracker.tapped(weight), tracker.recorder(weight), groups, padding)  # type: ignore[no-untyped-call]
+        tracker.rows.copy(index, out)
+        return out
 
     return call(*args, **kwargs)
 
@@ -73,6 +75,7 @@ def elementwise(tracker: Tracker, func: Any, args: _Args, kwargs: _Kwargs) -> Te
     x = args[1 - at]
     if tracker.find(args[at]) is None:
         out: Tensor = func(*args, **kwargs)
+        tracker.rows.follow(func, args, kwargs, out)
         return out
     met = _broadcast(tracker, func, x, args[at])
     out = func(*((x, met) if at else (met, x)), *args[2:], **kwargs)
@@ -134,7 +137,9 @@ def _conv(tracker: Tracker, func: Any, args: _Args, kwargs: _Kwargs) -> Tensor:
     if found is not None:
         bias = tracker.track(tracker.tapped(bias).view(column), found.then(_T.view, (bias, column), {}, bias, 0))
         return elementwise(tracker, _T.add_, (out, bias), {})
-    return out + bias.view(column)  # type: ignore[no-any-return]
+    added: Tensor = out + bias.view(column)
+    tracker.rows.copy(x, added)
+    return added
 
 
 _ELEMENTWISE = {

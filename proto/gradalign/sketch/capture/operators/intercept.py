@@ -45,10 +45,12 @@ class Interceptor(TorchFunctionMode):
                     return _BACKWARDS[func](*args, **kwargs)
                 finally:
                     self._tracker.in_backward = False
-        if func in _UNTOUCHED or not torch.is_grad_enabled():
+        if func in _UNTOUCHED:
             return func(*args, **kwargs)
-        tracked = [a for a in (*args, *kwargs.values()) if self._tracker.find(a) is not None]
-        tracked += [b for a in args if isinstance(a, (list, tuple)) for b in a if self._tracker.find(b) is not None]
+        tracked = []
+        if func not in _DETACHES and torch.is_grad_enabled():
+            tracked = [a for a in (*args, *kwargs.values()) if self._tracker.find(a) is not None]
+            tracked += [b for a in args if isinstance(a, (list, tuple)) for b in a if self._tracker.find(b) is not None]
         if not tracked:
             result = func(*args, **kwargs)
             self._tracker.rows.follow(func, args, kwargs, result)
@@ -74,7 +76,10 @@ class Interceptor(TorchFunctionMode):
             return tracker.track(result, made.then(func, args, kwargs, value, at[0]))
         if isinstance(result, (tuple, list)) and any(isinstance(r, Tensor) and r.requires_grad for r in result):
             return self._track_parts(func, args, kwargs, at[0], result)
-        return args[at[0]] if result is value else result
+        if result is value:
+            return args[at[0]]
+        tracker.rows.follow(func, args, kwargs, result)
+        return result
 
     def _track_parts(self, func: Any, args: _Args, kwargs: _Kwargs, at: int, result: Any) -> Any:
         made = self._tracker.find(args[at])
@@ -114,12 +119,10 @@ _BACKWARDS: dict[Any, Callable[..., Any]] = {
     torch.autograd.grad: _grad,
 }
 _VIEWS = {getattr(_T, name).__get__ for name in ("T", "mT", "H", "mH")}
+_DETACHES = {_T.data.__get__, _T.detach, _T.requires_grad_}  # type: ignore[attr-defined]
 _UNTOUCHED = {
-    *(getattr(_T, name).__get__ for name in ("data", "grad")),
-    *(
-        getattr(_T, name)
-        for name in ("detach", "requires_grad_", "register_hook", "retain_grad", "size", "dim", "stride")
-    ),
+    *(getattr(_T, name).__get__ for name in ("grad", "shape", "dtype", "device", "ndim", "requires_grad", "is_leaf")),
+    *(getattr(_T, name) for name in ("register_hook", "retain_grad", "size", "dim", "stride")),
     *(getattr(_T, name) for name in ("numel", "data_ptr", "is_floating_point", "__len__", "__repr__", "__hash__")),
 }
 _HANDLERS = PRODUCTS | MEETINGS

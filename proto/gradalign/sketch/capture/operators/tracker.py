@@ -11,7 +11,7 @@ from torch.overrides import resolve_name
 from gradalign.errors import SketchError
 from gradalign.sketch.capture.operators.derived import Derived
 from gradalign.sketch.capture.operators.functions import Recorder
-from gradalign.sketch.capture.rows.moves import flat
+from gradalign.sketch.capture.rows.followed import flat
 from gradalign.sketch.capture.rows.problems import ProblemRows
 
 __all__ = ["Tracker", "in_autocast", "meets_activation", "name_of", "refused"]

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import count as counting
+from typing import Any, Final
+from weakref import ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, peek_interpreter_stack
 
 from gradalign.errors import SketchError
-from gradalign.sketch.capture.rows.moves import (
-    DESTINATION,
-    JOINS,
-    MOVES,
-    ROWWISE,
-    UNKNOWN,
-    flat,
-    joined,
-    keeps_order,
-    rearranges,
-)
+from gradalign.sketch.capture.rows.followed import Call, called, flat, operands
+from gradalign.sketch.capture.rows.moves import rule_of
+from gradalign.sketch.capture.rows.tags import CONSTANT, FREE, Followed, Lost, Tag, spread_out, together
 
 __all__ = ["Groups", "ProblemRows"]
 
-_TAG = "_gradalign_rows"
-# On a tag: the rows are those of the batch, all of them, with axes moved or repeated (heads in front of tokens).
-_REARRANGED = "_gradalign_rearranged"
+_BLOCKS = counting()
+_INPUT: Final = object()  # no operation of the block made this tensor
+_GROWN: Final = object()  # of no row, and of parameters: a constant that takes a gradient
 
 
 @dataclass(frozen=True)
@@ -79,44 +74,142 @@ class Groups:
 
 
 class ProblemRows:
-    """Follows the problem index of a capture through the shapes that a model gives its activations.
+    """Follows the rows of a batch through the operations of a model.
 
-    An activation whose leading axes are those of the index, or their product, is in the order of the batch. Where a
-    model gathers, repeats or cuts rows (mixtures of experts, logits of some positions only) the result is tagged with
-    the problems of its rows; an operation that may have mixed them leaves a tag that refuses to be used.
+    What the block did not make is an input: it lies in the order of the batch if its leading axes are those of the index, or
+    their product, and is a constant otherwise. What the block made is what its rule in `gradalign.sketch.capture.rows.moves` says.
 
     Args:
         index: LongTensor [B] (problem of each row) or [B, T] (of each token); -1 for none.
         problems: number of problems.
+        constants: tensors that hold no rows whatever their shapes: the buffers of the model.
     """
 
-    def __init__(self, index: Tensor, problems: int) -> None:
-        self._index = index
+    def __init__(self, index: Tensor, problems: int, constants: Collection[Tensor] = ()) -> None:
         self._problems = problems
         self._lengths: list[int] = []
-        self._groups: dict[tuple[torch.device, int, int], Groups] = {}
+        self._groups: dict[Any, tuple[Followed, Groups]] = {}
+        self._constants = {id(c): c for c in constants}
+        block = next(_BLOCKS)
+        # On a tensor: its tag; when it got it, in writes; what it is a detached alias of; the last write into its memory.
+        self._tag, self._when = f"_gradalign_rows_{block}", f"_gradalign_when_{block}"
+        self._alias, self._write = f"_gradalign_alias_{block}", f"_gradalign_write_{block}"
+        self._writes = 0
+        self._read_out = self._reordered = self._used = ""
+        self._mapped = False  # whether torch.vmap has seen rows, whose results come back without a tag
+        self._started = _sequence()
+        self.memo: dict[Any, Any] = {}
+        self._place(index)
+
+    def _place(self, index: Tensor) -> None:
+        self._index = index
+        self._base = together(index, range(index.ndim), Followed(index, tuple(range(index.ndim)), stable=True))
+        self.memo.clear()
+        self._groups.clear()
+
+    @property
+    def packed(self) -> bool:
+        """Whether rows hold tokens of several problems."""
+        return self._index.ndim == 2
+
+    # What is known of a tensor.
+
+    def tag(self, tensor: Tensor) -> Tag:
+        """What is known of the rows of a tensor."""
+        tag: Any = getattr(tensor, self._tag, _INPUT)
+        if tag is _INPUT:
+            return self._of_input(tensor)
+        if self._writes and self._is_stale(tensor):
+            return self._through_base(tensor)
+        if tag is _GROWN:
+            return CONSTANT
+        if tag is CONSTANT and tensor.requires_grad and not tensor.is_leaf:
+            return self._unseen(tensor)  # a function of its own wrote into it
+        return tag  # type: ignore[no-any-return]
+
+    def tag_before(self, tensor: Tensor) -> Tag:
+        """What was known of the rows of a tensor before the call that has just written into it."""
+        tag = getattr(tensor, self._tag, _INPUT)
+        if tag is _INPUT:
+            return CONSTANT if self._is_constant(tensor) else self._of_shape(tensor)
+        return CONSTANT if tag is CONSTANT or tag is _GROWN else self.tag(tensor)
+
+    def is_input(self, tensor: Tensor) -> bool:
+        """Whether no operation of the block made this tensor."""
+        return not hasattr(tensor, self._tag)
+
+    def _of_input(self, tensor: Tensor) -> Tag:
+        if self._is_constant(tensor):
+            return CONSTANT
+        if tensor.grad_fn is not None and tensor.grad_fn._sequence_nr() >= self._started:
+            return self._unseen(tensor)
+        tag = self._of_shape(tensor)
+        if self._mapped and isinstance(tag, Followed) and tag.axes and tensor.dtype is not torch.bool:
+            return Lost("torch.vmap")
+        if self._read_out and isinstance(tag, Followed) and tag.axes:
+            return Lost(self._read_out)
+        return tag
+
+    def _is_constant(self, tensor: Tensor) -> bool:
+        return isinstance(tensor, nn.Parameter) or id(tensor) in self._constants
+
+    @staticmethod
+    def _unseen(tensor: Tensor) -> Lost:
+        name = "" if tensor.grad_fn is None else tensor.grad_fn.name()
+        return Lost(f"{name.removesuffix('Backward') or 'an operation'} (an operation that capture did not see)")
+
+    def _of_shape(self, tensor: Tensor) -> Tag:
+        shape, index = tensor.shape, self._index
+        if index.device != tensor.device:
+            self._place(index.to(tensor.device))
+            index = self._index
+        if self.leads(shape):
+            if len(shape) > 1 and not self.packed:
+                self._remember(shape[1])
+            return self._base
+        if not shape:
+            return CONSTANT
+        lengths = [1] if self.packed else self._lengths
+        length = next((n for n in lengths if shape[0] == index.numel() * n and n), None)
+        return CONSTANT if length is None else self._flattened(length)
+
+    def _flattened(self, length: int) -> Followed:
+        key = ("flat", length)
+        if key not in self.memo:
+            ids = self._index.flatten().repeat_interleave(length)
+            self.memo[key] = self._base, together(ids, [0], Followed(ids, (0,), stable=True))
+        found: Followed = self.memo[key][1]
+        return found
+
+    def _remember(self, length: int) -> None:
+        if length not in self._lengths:
+            self._lengths.append(length)
+
+    def leads(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this shape has the batch's axes in front."""
+        return tuple(shape[: self._index.ndim]) == tuple(self._index.shape)
+
+    # What a use asks for.
 
     def spread(self, index: Tensor) -> Tensor:
         """Look-up indices with the batch's axes in front: positions that all rows share are repeated for each row.
 
         [T] and [1, T] become [B, T]; others stay as they are.
         """
-        lengths = self._lengths if self._index.ndim == 1 else [self._index.shape[1]]
+        lengths = [self._index.shape[1]] if self.packed else self._lengths
         shared = index.ndim == 1 or (index.ndim == 2 and len(index) == 1)
-        if shared and index.shape[-1] in lengths and not self._same(index):
-            return index.expand(len(self._index), index.shape[-1])
-        return index
-
-    def _same(self, index: Tensor) -> bool:
-        if not self.leads(index.shape):
-            return False
-        if index.ndim == 1 and len(index) in self._lengths:
+        if not shared or index.shape[-1] not in lengths:
+            return index
+        tag = self.tag(index)
+        if self.is_input(index) and index.ndim == 1 and self.leads(index.shape):
             raise SketchError(
                 f"capture cannot tell whether look-up indices of shape {tuple(index.shape)} are one a row or one a "
                 "position, since the batch has as many rows as positions; give the indices as [B, T], or another number "
                 "of rows."
             )
-        return True
+        if tag is not CONSTANT:
+            return index
+        return self._put(index.expand(len(self._index), index.shape[-1]), self._base)
 
     def groups(self, activation: Tensor, features: int, what: str) -> Groups:
         """The groups of the rows of `activation`, all axes but the last `features` taken as rows.
@@ -124,150 +217,241 @@ class ProblemRows:
         Raises:
             SketchError: it cannot be told which problem a row belongs to; `what` names the parameter in the message.
         """
-        tag = getattr(activation, _TAG, None)
-        rows = activation.shape[: activation.ndim - features].numel()
-        if tag is None:
-            tag = self._of_shape(activation, features)
-        if tag is None or tag is UNKNOWN or rows % max(1, tag.numel()):
-            raise SketchError(
-                f"{what} is used on an activation of shape {tuple(activation.shape)}, and capture cannot tell which "
-                f"problem its rows belong to (problem_index has shape {tuple(self._index.shape)}). Keep the axes of the "
-                "batch in front, give problem_index as [B] for rows that stay whole, or sketch this model problem by "
-                "problem with from_grads()."
+        self._used = what
+        tag = self.tag(activation)
+        shape = activation.shape[: activation.ndim - features]
+        if (
+            tag is CONSTANT
+            and self.leads(shape)
+            and not self.is_input(activation)
+            and len(self._index) not in self._lengths
+        ):
+            tag = self._of_shape(activation)  # such as the first state of a recurrence
+            self._put(activation, tag)
+        if not isinstance(tag, Followed):
+            raise self._refusal(
+                activation, what, f"after {tag.why}" if isinstance(tag, Lost) else "of a tensor made of none"
             )
-        return self._grouped(tag, rows)
-
-    def leads(self, shape: Sequence[int]) -> bool:
-        """Whether a tensor of this shape has the batch's axes in front."""
-        return tuple(shape[: self._index.ndim]) == tuple(self._index.shape)
-
-    def _grouped(self, tag: Tensor, rows: int) -> Groups:
-        repeats = rows // max(1, tag.numel())
-        base = tag is self._index
-        key = (tag.device, rows, repeats)
-        if base and key in self._groups:
-            return self._groups[key]
-        groups = Groups.of(tag.flatten().repeat_interleave(repeats), self._problems)
-        if base:
-            self._groups[key] = groups
+        if tag.axes and tag.axes[-1] >= len(shape):
+            raise self._refusal(activation, what, "of several problems in one row")
+        key = (id(tag.ids), tag.axes, shape, activation.device)
+        if key in self._groups:
+            return self._groups[key][1]
+        if tag.ids is not self._index and bool((tag.ids == FREE).any()):
+            raise self._refusal(activation, what, "of padding, which belongs to none")
+        groups = Groups.of(spread_out(tag, shape).flatten(), self._problems)
+        if tag.stable:
+            self._groups[key] = tag, groups
         return groups
 
-    def _of_shape(self, activation: Tensor, features: int) -> Any:
-        shape, index = activation.shape, self._index
-        if index.device != activation.device:
-            index = self._index = self._index.to(activation.device)
-        leading = activation.ndim - features
-        if leading >= index.ndim and self.leads(shape):
-            if leading >= 2 and index.ndim == 1:
-                self._remember(shape[1])
-            return index
-        if leading >= 1 and index.ndim == 2 and shape[0] == index.numel():
-            return index
-        flat = [length for length in self._lengths if shape[0] == len(index) * length]
-        return index if leading >= 1 and index.ndim == 1 and flat else None
+    def _refusal(self, activation: Tensor, what: str, why: str) -> SketchError:
+        return SketchError(
+            f"{what} is used on an activation of shape {tuple(activation.shape)}, and capture cannot tell which "
+            f"problem its rows belong to {why} (problem_index has shape {tuple(self._index.shape)}). Keep rows of the batch "
+            "apart and in order until then, give problem_index as [B] for rows that stay whole, or sketch this model "
+            "problem by problem with from_grads()."
+        )
 
-    def _remember(self, length: int) -> None:
-        if length not in self._lengths:
-            self._lengths.append(length)
+    def _elsewhere(self, tensor: Tensor, tag: Tag) -> bool:
+        """Whether a tensor looks as if it lay in the order of the batch, and does not."""
+        if not isinstance(tag, Followed) or tag.same(self._base) or not self.leads(tensor.shape):
+            return False
+        if tag.axes and tag.axes[-1] >= self._index.ndim:
+            return True
+        return not torch.equal(spread_out(tag, self._index.shape), self._index)
 
-    # Following rows through the operations that move them.
+    def _any_elsewhere(self, call: Call) -> bool:
+        return any(self._elsewhere(t, call.tag(t)) for t in operands(call))
+
+    def _mixes(self, call: Call, result: Tensor) -> bool:
+        """Whether a known operation mixed rows that take a gradient, and its result looks like rows of the batch still."""
+        tensors = operands(call)
+        rule = rule_of(call.func)
+        if rule is None or not result.requires_grad or not self.leads(result.shape):
+            return False
+        if any(isinstance(self.tag(t), Lost) or t.ndim > result.ndim for t in tensors if t is not result):
+            return False
+        call.forgiven = {id(t) for t in tensors if not t.requires_grad}
+        return isinstance(self._by(rule, call), Lost)
+
+    def _check_order(self, call: Call) -> None:
+        """Refuse a loss of rows that were mixed or reordered: `problem_index` may mean where they lie or came from."""
+        for tensor in operands(call):
+            tag = self.tag(tensor)
+            if tensor.requires_grad and (tag.reordered if isinstance(tag, Lost) else self._elsewhere(tensor, tag)):
+                after = tag.why if isinstance(tag, Lost) else self._reordered or "an operation"
+                raise SketchError(
+                    f"the loss sums up an activation of shape {tuple(tensor.shape)} whose rows no longer lie as the "
+                    f"batch's do after {after}, and {self._used or 'a parameter'} was used "
+                    "before: capture cannot tell whether problem_index means where a row lies or where it came from. "
+                    "Put the rows back in order before the loss, reorder the batch before the with block, or sketch this "
+                    "model problem by problem with from_grads()."
+                )
+
+    # Following rows through operations.
 
     def follow(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-        """Tag the result of an operation where its rows do not lie as the batch's do."""
-        if func in DESTINATION:
-            tag = getattr(args[0], _TAG, None)
-        elif func in JOINS:
-            tag = self._joined(*args, result=result, **kwargs)
-        elif func in MOVES and args and isinstance(args[0], Tensor):
-            tag = self._moved(func, args[0], args, kwargs, result)
-        else:
-            tags = [t for a in flat(args) if (t := getattr(a, _TAG, None)) is not None]
-            if not tags:
+        """Tag the result of an operation."""
+        kind = type(result)
+        if kind is not Tensor and not isinstance(result, (Tensor, tuple, list)):
+            if result is not None or func in _READS:
+                self._note(func, args)
                 return
-            tag = tags[0] if func in ROWWISE else self._mixed(tags, result)
-        for out in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(out, Tensor) and out.is_floating_point():
-                self._put(out, tag)
+            if not args or not isinstance(args[0], Tensor) or func not in _WRITES:
+                return
+        elif kind is torch.Size or (kind in (tuple, list) and not (result and isinstance(result[0], Tensor))):
+            self._note(func, args)
+            return
+        if func in _INPUTS:
+            return
+        if peek_interpreter_stack() is not None:
+            self._note_mapped(args)
+        call = Call(self, func, args, kwargs, result)
+        tag = self._after(call)
+        if isinstance(result, Tensor):
+            tag = self._ordered(call, result, tag)
+        if result is None or call.in_place or "out" in kwargs:
+            self._written(args[0] if result is None else result, tag)
+            return
+        tags = tag if isinstance(tag, list) else [tag] * (1 if isinstance(result, Tensor) else len(result))
+        for out, its in zip([result] if isinstance(result, Tensor) else result, tags, strict=True):
+            if isinstance(out, Tensor):
+                self._put(out, its)
+        if func in _ALIASES:
+            setattr(result, self._alias, ref(args[0]))
+
+    def _ordered(self, call: Call, result: Tensor, tag: Tag) -> Tag:
+        """The tag, after a look at whether rows lie in another order than they look to lie in."""
+        if not result.ndim and result.requires_grad:
+            self._check_order(call)
+        elif isinstance(tag, Lost):
+            elsewhere = not tag.reordered and (self._any_elsewhere(call) or self._mixes(call, result))
+            return Lost(tag.why, reordered=True) if elsewhere else tag
+        elif self._elsewhere(result, tag) and not self._any_elsewhere(call):
+            self._reordered = called(call.func, call.args, call.kwargs)
+        return tag
+
+    def _after(self, call: Call) -> Any:
+        rule = rule_of(call.func)
+        found = self._by(rule, call)
+        if not isinstance(found, Lost):
+            return found
+        # A tensor that takes no gradient carries none to another problem.
+        tensors = operands(call)
+        forgiven = {id(t) for t in tensors if not t.requires_grad and (self.packed or self.is_input(t))}
+        if (
+            rule is None
+            or not forgiven
+            or not any(isinstance(self.tag(t), Followed) for t in tensors if id(t) not in forgiven)
+        ):
+            return found
+        call.forgiven = forgiven
+        return self._by(rule, call)
+
+    def _by(self, rule: Any, call: Call) -> Any:
+        if rule is None:
+            tags = [call.tag(t) for t in operands(call)]
+            lost = next((t for t in tags if isinstance(t, Lost)), None)
+            return lost or (CONSTANT if all(t is CONSTANT for t in tags) else call.lost())
+        try:
+            return rule(call)
+        except (TypeError, ValueError, IndexError, RuntimeError, AssertionError, AttributeError, KeyError):
+            return call.lost()
 
     def copy(self, source: Tensor, result: Tensor) -> None:
         """Give `result` the tag of `source`: its rows lie in the same way."""
-        self._put(result, getattr(source, _TAG, None))
+        self._put(result, self.tag(source))
 
-    def _put(self, out: Tensor, tag: Any) -> None:
-        if isinstance(tag, Tensor) and tuple(out.shape[: tag.ndim]) != tuple(tag.shape):
-            tag = UNKNOWN
-        if tag is self._index:
-            tag = None
-        if tag is not None or hasattr(out, _TAG):
-            setattr(out, _TAG, tag)
+    def constant(self, tensor: Tensor) -> None:
+        """Note that a tensor is made of no row: of parameters alone."""
+        self._put(tensor, CONSTANT)
 
-    def _moved(self, func: Any, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-        tag = getattr(source, _TAG, None)
-        if tag is UNKNOWN:
+    def _put(self, out: Tensor, tag: Tag) -> Tensor:
+        setattr(out, self._tag, _GROWN if tag is CONSTANT and out.requires_grad else tag)
+        if self._writes:
+            setattr(out, self._when, self._writes)
+        return out
+
+    def _note(self, func: Any, args: tuple[Any, ...]) -> None:
+        """Values of rows that leave torch may come back in any order."""
+        if func in _READS and not self._read_out and args and isinstance(args[0], Tensor):
+            tag = self.tag(args[0])
+            if isinstance(tag, Followed) and tag.axes:
+                self._read_out = called(func, (), {})
+
+    def _note_mapped(self, args: tuple[Any, ...]) -> None:
+        """Rows that torch.vmap maps over come back in an order that no operation tells."""
+        inside = [a for a in flat(args) if isinstance(a, Tensor)]
+        while inside := [get_unwrapped(a) for a in inside if is_functorch_wrapped_tensor(a)]:
+            tags = [self.tag(a) for a in inside if a.dtype is not torch.bool]  # a mask is no row to look up
+            if any(isinstance(t, Followed) and t.axes for t in tags):
+                self._mapped = True
+
+    # Memory that several tensors share.
+
+    def _written(self, into: Any, tag: Any) -> None:
+        for out in into if isinstance(into, (tuple, list)) else (into,):
+            before = self.tag_before(out)
+            if before is tag or (isinstance(before, Followed) and isinstance(tag, Followed) and before.same(tag)):
+                self._put(out, tag)
+                continue
+            self._writes += 1
+            self._put(out, tag)
+            owner, alias = out._base, getattr(out, self._alias, None)
+            if owner is not None:
+                self._put(owner, self._around(owner, out, tag))
+            setattr(out if owner is None else owner, self._write, self._writes)
+            source = alias() if alias is not None else None
+            if source is not None:
+                self._written(source, tag)
+
+    def _around(self, owner: Tensor, part: Tensor, tag: Tag) -> Tag:
+        """The tag of a tensor, a view of which was written into."""
+        before = self.tag_before(owner)
+        if isinstance(before, Lost) or not isinstance(tag, Followed):
+            return before if not isinstance(tag, Lost) else tag
+        if not owner.is_contiguous():
+            return Lost("a write into a view")
+        ids = torch.full(owner.shape, FREE, device=owner.device)
+        if isinstance(before, Followed):
+            ids.copy_(spread_out(before, owner.shape))
+        start = part.storage_offset() - owner.storage_offset()
+        ids.as_strided(part.shape, part.stride(), start).copy_(spread_out(tag, part.shape))
+        return together(ids, range(ids.ndim), Followed(tag.ids, tag.axes, tag.stable))
+
+    def _is_stale(self, tensor: Tensor) -> bool:
+        owner = tensor._base
+        if owner is None:
+            return False
+        wrote: int = getattr(owner, self._write, 0)
+        return wrote > getattr(tensor, self._when, 0)
+
+    def _through_base(self, tensor: Tensor) -> Tag:
+        owner = tensor._base
+        assert owner is not None
+        tag = self.tag(owner)
+        if not isinstance(tag, Followed):
             return tag
-        if tag is None and keeps_order(func) and self._recognised(result):
-            return None
-        before = self._base_tag(source) if tag is None else tag
-        if before is None:
-            return None
-        try:
-            after = MOVES[func](before, source, result, *args[1:], **kwargs)
-        except (TypeError, ValueError, IndexError, RuntimeError):
-            return UNKNOWN
-        if after is before:
-            return tag
-        after = self._plain(after)
-        if isinstance(after, Tensor) and (tag is None or hasattr(tag, _REARRANGED)):
-            after = after.view_as(after)  # so that a mark is on this tag alone
-            if rearranges(func, source, result) and after.numel() >= before.numel():
-                setattr(after, _REARRANGED, True)
-        return after
+        if not owner.is_contiguous():
+            return Lost("a write into a view")
+        ids = spread_out(tag, owner.shape).contiguous()
+        ids = ids.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset() - owner.storage_offset())
+        found = together(ids, range(ids.ndim), Followed(tag.ids, tag.axes, tag.stable))
+        self._put(tensor, found)
+        return found
 
-    def _plain(self, tag: Any) -> Any:
-        """None for a tag that says the rows lie as the batch's do."""
-        index = self._index
-        if not isinstance(tag, Tensor) or tag.ndim == 0:
-            return tag
-        if (tag.shape, tag.stride(), tag.data_ptr()) == (index.shape, index.stride(), index.data_ptr()):
-            return None
-        if self.leads(tag.shape):
-            return None if bool((tag == index.reshape(*index.shape, *(1,) * (tag.ndim - index.ndim))).all()) else tag
-        known = tag.numel() == index.numel() if index.ndim == 2 else len(tag) in [len(index) * n for n in self._lengths]
-        if tag.ndim > 1 or not known:
-            return tag
-        return None if torch.equal(tag, index.flatten().repeat_interleave(len(tag) // index.numel())) else tag
 
-    def _mixed(self, tags: list[Any], result: Any) -> Any:
-        """The tag after an operation that is not known to keep rows apart, such as attention.
+def _sequence() -> int:
+    """The number of the next operation that autograd will record in this thread."""
+    with torch.enable_grad():
+        edge = torch.zeros(0, requires_grad=True).view(0).grad_fn
+    assert edge is not None
+    number: int = edge._sequence_nr()
+    return number
 
-        Where axes had only moved, as in front of an attention, the result is taken for one by its shape; unless that
-        could be mistaken for the batch's.
-        """
-        if not all(hasattr(t, _REARRANGED) for t in tags):
-            return UNKNOWN
-        return UNKNOWN if any(self._recognised(out) for out in flat([result])) else None
 
-    def _recognised(self, out: Any) -> bool:
-        """Whether a result would be taken for one in the order of the batch."""
-        return isinstance(out, Tensor) and out.ndim > 0 and self._of_shape(out, 1 if out.ndim > 1 else 0) is not None
-
-    def _joined(self, tensors: Any, dim: int = 0, *, result: Tensor) -> Any:
-        tensors = [t for t in tensors if t.numel()]  # a cache that holds nothing yet
-        tags = [getattr(t, _TAG, None) for t in tensors]
-        if any(tag is UNKNOWN for tag in tags):
-            return UNKNOWN
-        if all(t is None for t in tags) and dim % result.ndim >= self._index.ndim:
-            return None
-        known = [self._base_tag(t) if tag is None else tag for t, tag in zip(tensors, tags, strict=True)]
-        found = [t for t in known if t is not None]
-        if len(found) < len(known):
-            return None if all(t is None for t in tags) else UNKNOWN
-        return self._plain(joined(found, result, dim))
-
-    def _base_tag(self, source: Tensor) -> Tensor | None:
-        if not source.is_floating_point() or source.ndim == 0:
-            return None
-        tag: Tensor | None = self._of_shape(source, 1 if source.ndim > 1 else 0)
-        if tag is not None and source.shape[: tag.ndim] != tag.shape:
-            tag = tag.flatten().repeat_interleave(len(source) // tag.numel())
-        return tag
+_T = torch.Tensor
+_ALIASES = {_T.detach, _T.data.__get__, torch.detach}  # type: ignore[attr-defined]
+_READS = {_T.numpy, _T.tolist, _T.__array__}
+_WRITES = {_T.__setitem__, _T.data.__set__}  # type: ignore[attr-defined]
+_INPUTS = {torch.tensor, torch.as_tensor, torch.asarray, torch.randint, torch.rand, torch.randn}
