@@ -58,7 +58,7 @@ MAY_IMPORT = {
         "gradalign_scorer.store.records",
     },
     "gradalign_scorer.store.embedded": set(),
-    "gradalign_scorer.store.records": {"gradalign_scorer.store"},
+    "gradalign_scorer.store.records": set(),
     "gradalign_scorer.telemetry": {"gradalign_scorer.http", "gradalign_scorer.store"},
     "gradalign_scorer:top": {
         "gradalign_scorer.access",

@@ -13,12 +13,10 @@ import numpy.typing as npt
 
 from gradalign import Projection, RoundRecord
 from gradalign_scorer.ranking.predictor import HALF_LIFE, Moments
+from gradalign_scorer.store.records.runs import PRODUCTS
 from gradalign_scorer.store.records.validations import ValidationRecord
 
-__all__ = ["PRODUCTS", "Commit", "RefreshCommit", "ScoreCommit", "SelectionCommit"]
-
-PRODUCTS = "products"
-"""Stands in a run of products where others have the id of their projection, so that neither takes what is of the other."""
+__all__ = ["Commit", "RefreshCommit", "ScoreCommit", "SelectionCommit"]
 
 # A row of a score commit; commit_scores.lua has the same layout.
 _ROW_DTYPE = np.dtype(

@@ -1,4 +1,4 @@
-"""One call of a torch operation, as the rules of `gradalign.sketch.capture.rows.moves` look at it."""
+"""One call of a torch operation, as the rules of `gradalign.sketch.capture.rows.rules` look at it."""
 
 from __future__ import annotations
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradalign import RunState
-from gradalign_scorer.store.commits import PRODUCTS
 
-__all__ = ["RunRecord"]
+__all__ = ["PRODUCTS", "RunRecord"]
 
+PRODUCTS = "products"
+"""Stands where other runs have the id of their projection, so that neither takes what is of the other."""
 _FULL_DEVIATIONS = 1.5
 
 
