@@ -33,6 +33,7 @@ TAKEN = {
 MODULES = {
     "python/gradalign.md": "gradalign",
     "python/sketch.md": "gradalign.sketch",
+    "python/forward.md": "gradalign.forward",
     "python/trl.md": "gradalign_trainer.adapters.trl",
     "python/verl.md": "gradalign_trainer.adapters.verl",
 }

@@ -1,12 +1,13 @@
 """GradAlign: gradient-alignment curriculum for LLM reinforcement learning, after arXiv 2602.21492.
 
 This package is the contract that trainers and the scorer share, and the client. It needs numpy, httpx and msgpack;
-`gradalign.sketch` also needs torch (`pip install 'gradalign[sketch]'`).
+`gradalign.sketch` and `gradalign.forward` also need torch (`pip install 'gradalign[sketch]'`).
 """
 
 from gradalign.client.client import AsyncClient, Client
 from gradalign.errors import (
     Conflict,
+    DirectionError,
     FeaturesMismatch,
     Fenced,
     Forbidden,
@@ -54,6 +55,7 @@ __all__ = [
     "AsyncClient",
     "Client",
     "Conflict",
+    "DirectionError",
     "FeaturesMismatch",
     "Fenced",
     "Forbidden",

@@ -24,7 +24,8 @@ The scorer raises these classes, the wire carries their `type`, and the client r
     │   ├── Overloaded              429
     │   ├── Unavailable             503
     │   └── Unreachable             no reply came: connection refused, reset or timed out
-    └── SketchError                 a sketch cannot be made of this model or these gradients
+    ├── SketchError                 a sketch cannot be made of this model or these gradients
+    └── DirectionError              a product along the validation gradient cannot be taken, or not be trusted
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from typing import Any, ClassVar
 
 __all__ = [
     "Conflict",
+    "DirectionError",
     "Fenced",
     "Forbidden",
     "GradAlignError",
@@ -252,6 +254,10 @@ class Unreachable(UnavailableError):
 
 class SketchError(GradAlignError):
     """A sketch cannot be made of this model or these gradients."""
+
+
+class DirectionError(GradAlignError):
+    """A product along the validation gradient cannot be taken, or cannot be trusted; the weights are as they were."""
 
 
 def _tree(base: type[WireError]) -> list[type[WireError]]:

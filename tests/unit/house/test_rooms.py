@@ -12,6 +12,9 @@ ARCHITECTURE = house.ROOT / "docs/architecture.md"
 MAY_IMPORT = {
     "gradalign:base": set(),
     "gradalign.client": {"gradalign.wire"},
+    "gradalign.forward": {"gradalign.forward.parameters", "gradalign.forward.passes", "gradalign.sketch"},
+    "gradalign.forward.parameters": {"gradalign.sketch", "gradalign.sketch.parameters"},
+    "gradalign.forward.passes": {"gradalign.forward.parameters"},
     "gradalign.sketch": {
         "gradalign.sketch.capture",
         "gradalign.sketch.hashing",

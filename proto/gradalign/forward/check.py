@@ -1,0 +1,139 @@
+"""What the products over the validation rows say of a method: whether they add up to |v|, and how noisy each is."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradalign.errors import DirectionError
+from gradalign.forward.parameters.ranks import sum_over
+from gradalign.forward.parameters.vector import Vector
+from gradalign.forward.passes.batches import MicroBatch
+from gradalign.forward.passes.methods import Method, Methods
+from gradalign.forward.passes.replay import Passes
+
+__all__ = ["Band", "Check", "better", "fidelity", "measured", "vector_products"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a self-check found.
+
+    Attributes:
+        quotient: the sum of the products of the validation rows over |v|; 1 where all is well.
+        fidelity: the Pearson correlation to expect between the products of these rows and exact ones, from how far the
+            differences ahead of theta and behind it lie apart; None by forward mode, which takes no difference.
+        method: that was checked, and with method="auto" is used from now on.
+        rms: change of a token's log-prob that the step made, in nats; None by forward mode.
+        products: float64 [B] of each micro-batch, of this rank's validation rows.
+    """
+
+    quotient: float
+    fidelity: float | None
+    method: Method
+    rms: float | None
+    products: Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Band:
+    """Where a quotient may lie.
+
+    Attributes:
+        warn: a quotient outside is warned of.
+        refuse: a quotient outside raises.
+    """
+
+    warn: tuple[float, float] = (0.9, 1.1)
+    refuse: tuple[float, float] = (0.5, 2.0)
+
+    def __post_init__(self) -> None:
+        """Raise DirectionError unless the bands lie around 1 and in one another."""
+        low, high = self.refuse
+        if not (0 <= low <= self.warn[0] <= 1 <= self.warn[1] <= high):
+            raise DirectionError(
+                f"warn is {self.warn} and refuse {self.refuse}; expected two bands around 1, the first inside the second."
+            )
+
+    def judge(self, check: Check) -> None:
+        """Warn of a quotient that is off, and raise DirectionError for one that is far off."""
+        if self.warn[0] <= check.quotient <= self.warn[1]:
+            return
+        text = (
+            f"by method {check.method!r} the products of the validation rows add up to {check.quotient:.3f} |v| and not to "
+            "|v|. Give the rows, weights and masks of the very batch that v is the gradient of (divided by the number of "
+            "ranks where the engine averages over them), and the log-prob function that its loss uses; in 16 bits, try "
+            "method='forward-ad' or 'float32'."
+        )
+        if self.refuse[0] <= check.quotient <= self.refuse[1]:
+            warnings.warn(text, stacklevel=4)
+            return
+        raise DirectionError(f"{text} Refused outside {self.refuse}: a ranking by these would mean nothing.")
+
+    def holds(self, check: Check, least: float) -> bool:
+        """Whether a quotient needs no warning and the fidelity, where known, is at least so much."""
+        inside = self.warn[0] <= check.quotient <= self.warn[1]
+        return inside and (check.fidelity is None or check.fidelity >= least)
+
+
+def fidelity(ahead: Sequence[Tensor], behind: Sequence[Tensor], *, both: bool, spread: Any) -> float:
+    """The expected correlation with exact products, out of products by differences ahead of theta and behind it.
+
+    Each of three passes has an error of its own, of variance e: the two differ by 6 e, their mean is off by e / 2, and one
+    of them by 2 e. A curvature of log-probs counts as an error too, as it is one of a one-sided difference.
+
+    Args:
+        ahead: products of rows, float64 [B] a micro-batch.
+        behind: the same from the other side.
+        both: whether the mean of the two is used, or `ahead` alone.
+        spread: ranks to add the rows over.
+    """
+    one, other = torch.cat(list(ahead)).cpu(), torch.cat(list(behind)).cpu()
+    used = (one + other) / 2 if both else one
+    sums = torch.stack([used.sum(), used.square().sum(), (one - other).square().sum(), used.new_tensor(len(used))])
+    total, squares, apart, count = sum_over(sums, spread).tolist()
+    variance = squares / count - (total / count) ** 2 if count > 2 else squares / max(1, count)
+    error = apart / max(1, count) / (12 if both else 3)
+    return math.sqrt(max(0.0, 1 - error / variance)) if variance > 0 else 0.0
+
+
+def measured(method: Method, passes: Passes, methods: Methods, vector: Vector, rows: Any) -> Check:
+    """The check of one method.
+
+    Args:
+        passes: over the rows that v is the gradient of.
+        rows: the ranks that have some of them.
+    """
+    if method == "forward-ad":
+        products = vector_products(passes.given, methods.slopes(method, passes, verify=False), vector)
+        return Check(_quotient(products, vector, rows), None, method, None, products)
+    ahead, behind = (vector_products(passes.given, side, vector) for side in methods.sides(method, passes))
+    both = method != "one-sided"
+    products = [(a + b) / 2 if both else a for a, b in zip(ahead, behind, strict=True)]
+    quality = fidelity(ahead, behind, both=both, spread=rows)
+    return Check(_quotient(products, vector, rows), quality, method, methods.rms, products)
+
+
+def vector_products(given: Sequence[MicroBatch], slopes: Sequence[Tensor], vector: Vector) -> list[Tensor]:
+    """Products of rollouts out of the slopes of their tokens' log-probs."""
+    scale = vector.size / vector.length
+    return [-scale * batch.sums(batch.shares.to(s.device) * s) for batch, s in zip(given, slopes, strict=True)]
+
+
+def _quotient(products: Sequence[Tensor], vector: Vector, rows: Any) -> float:
+    total = torch.stack([p.sum().cpu() for p in products]).sum() if products else torch.zeros((), dtype=torch.float64)
+    return float(sum_over(total, rows)) / vector.expected
+
+
+def better(one: Check | None, other: Check, least: float) -> Check:
+    """The check that promises more; one that took no difference promises the fidelity `least`."""
+    if one is None:
+        return other
+    quality = [min(least, least if c.fidelity is None else c.fidelity) - abs(c.quotient - 1) for c in (one, other)]
+    return other if quality[1] > quality[0] else one

@@ -1,0 +1,350 @@
+"""Products of every rollout's gradient with the validation gradient, out of forward passes alone.
+
+With v the validation gradient, u = v / |v| and c_i(theta) = -A_i sum_t log pi_theta(y_it) / Z, rollout i's share of its
+problem's loss, the product of its gradient with u is the directional derivative d/dh c_i(theta + h u). The weights move
+by h u, the trainer's own log-prob function runs without grad, and the weights go back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal
+
+from torch import Tensor, nn
+
+from gradalign.errors import DirectionError
+from gradalign.forward.check import Band, Check, better, measured, vector_products
+from gradalign.forward.norms import HeadTap
+from gradalign.forward.parameters.shards import LocalParameters, Shard, engine_shards, model_shards, widest_mesh
+from gradalign.forward.parameters.vector import Vector, check_preconditioner, take_vector
+from gradalign.forward.parameters.weights import check_masters, resharder
+from gradalign.forward.passes.batches import LogProbs, MicroBatch, checked
+from gradalign.forward.passes.methods import NARROW, Method, Methods
+from gradalign.forward.passes.replay import Passes
+from gradalign.forward.passes.step import Step
+from gradalign.sketch.preconditioner import Preconditioner
+
+__all__ = ["Direction"]
+
+logger = logging.getLogger(__name__)
+
+_METHODS: Final = ("auto", "one-sided", "central", "forward-ad", "float32")
+_HOLDS: Final = 0.99
+
+
+class Direction:
+    """The validation gradient as a direction to take products with; see the module's docstring.
+
+    Args:
+        model: whose trainable parameters (plain tensors, or DTensors of FSDP2 and tensor parallelism) have `.grad` after
+            the validation backward.
+        parameters: the local shards of an engine that keeps its own, in place of a model: `LocalParameter`s, or an object
+            with `iter_local_parameters()`.
+        method: `one-sided` costs one pass beside given log-probs, `central` two; `forward-ad` one pass of three times the
+            work and no rounding of differences; `float32` is central with every operation in float32. `auto` takes the
+            cheapest that `check()` found to hold, and without a check goes by dtype.
+        target: root mean square change of a counted token's log-prob that a step should make, in nats.
+        band: where the self-check's quotient may lie.
+        preconditioner: products in Adam's geometry, `<g, P v>`; as the Sketcher's. In the symmetric form over
+            |sqrt(P) v|, in the validation form over |P v|.
+        masters: float32 values by canonical name of weights that are their roundings; the step is added to those.
+        synchronize: called after the shards have moved and after they are back, for an engine that makes working copies
+            of them. FSDP2 needs none.
+        group: process group. With `parameters`, the ranks that hold parts; with a model of plain tensors under data
+            parallelism, the ranks that have rows of their own, which `check` adds over. DTensors bring their mesh.
+        offload: keep v, and the copy of the weights while they are moved, on the CPU.
+
+    Attributes:
+        checked: what the last `check` found; None before.
+        method: as given.
+
+    Raises:
+        DirectionError: neither or both of model and parameters are given, nothing is trainable, or an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        *,
+        parameters: LocalParameters | None = None,
+        method: Method | Literal["auto"] = "auto",
+        target: float = 0.02,
+        band: Band | None = None,
+        preconditioner: Preconditioner | None = None,
+        masters: Mapping[str, Tensor] | None = None,
+        synchronize: Callable[[], None] | None = None,
+        group: Any = None,
+        offload: bool = False,
+    ) -> None:
+        if (model is None) == (parameters is None):
+            raise DirectionError("give either a model or parameters=, an engine's local shards.")
+        if method not in _METHODS:
+            raise DirectionError(f"method is {method!r}; expected one of {', '.join(map(repr, _METHODS))}.")
+        if not 0 < target <= 1:
+            raise DirectionError(f"target is {target}; expected nats a token above 0, .02 to .1 as a rule.")
+        if method == "forward-ad" and model is None:
+            raise DirectionError("method 'forward-ad' needs a model, whose modules it gives dual numbers to.")
+        self._model, self._group, self._offload = model, group, offload
+        listed: Any = parameters
+        self._parameters = listed if hasattr(listed, "iter_local_parameters") else list(listed or ())
+        self.method, self._target, self._preconditioner = method, target, preconditioner
+        self._band, self._masters = band or Band(), dict(masters or {})
+        self._reshard, self._derive = resharder(model), synchronize or (lambda: None)
+        self._vector: Vector | None = None
+        self._step: Step | None = None
+        self.checked: Check | None = None
+        self._found: Method | None = None
+        self._narrow = self._trusts = self._looked = False
+        shards = self._shards()
+        if not shards:
+            raise DirectionError("nothing to move: no parameter requires a gradient, or the engine lists no shard.")
+        check_preconditioner(preconditioner, shards)
+        check_masters(self._masters, shards)
+
+    def take(self, *, copy: bool = False) -> float:
+        """Take v out of `.grad`, after the validation backward and before anything else touches it.
+
+        The gradients' memory becomes v's and `.grad` is None afterwards. All ranks that share shards call this together.
+
+        Args:
+            copy: leave `.grad` as it is, at the price of a copy.
+
+        Returns:
+            |v|, or |sqrt(P) v| or |P v| with a preconditioner: the wire's `lengths`.
+
+        Raises:
+            DirectionError: there is no gradient, it is zero, or not finite; an older v is gone, too.
+        """
+        shards = self._shards()
+        self._vector = self.checked = self._found = None
+        group = self._group if self._model is None else None
+        self._vector = take_vector(shards, self._preconditioner, group, keep=copy, offload=self._offload)
+        self._narrow = any(s.weight.dtype in NARROW for s in shards)
+        self._trusts = self._looked = False
+        if self._step is None:
+            self._step = Step(self._target, 1e-4 * (self._vector.weights_norm or 1.0), self._sharers(shards))
+        return self._vector.length
+
+    @property
+    def length(self) -> float:
+        """What `take` gave."""
+        return self._taken()[0].length
+
+    @property
+    def quotient(self) -> float | None:
+        """The sum of the products of the validation rows over |v|, as the last `check` found it; None before."""
+        return self.checked.quotient if self.checked else None
+
+    @property
+    def stale(self) -> bool:
+        """Whether the weights have been written to since `take`; products are then with the gradient of older weights."""
+        vector, shards = self._taken()
+        return vector.stale(shards)
+
+    def products(
+        self,
+        logprobs: LogProbs,
+        batch: Any,
+        weights: Tensor,
+        mask: Tensor,
+        *,
+        logprobs_at: Tensor | None = None,
+        index: Tensor | None = None,
+    ) -> Tensor:
+        """The product of each rollout's gradient with u.
+
+        Args:
+            logprobs: the trainer's own function, from `batch` to log-probs [B, T]; runs without grad.
+            batch: whatever it takes.
+            weights: float [B], A_i / Z of each row; or [B, T] for packed rows.
+            mask: bool or 0/1 [B, T]; the completion tokens that count.
+            logprobs_at: float [B, T], what `logprobs(batch)` gives at the weights as they are; then one pass is enough.
+            index: LongTensor [B] or [B, T], the rollout or problem of each row or token, -1 for none.
+
+        Returns:
+            float64 [B], or [largest index + 1].
+
+        Raises:
+            DirectionError: nothing was taken, the parameters are others now, a shape is wrong, or a value not finite. The
+                weights are as they were.
+        """
+        return self.products_of(logprobs, [MicroBatch(batch, weights, mask, logprobs_at, index)])[0]
+
+    def products_of(self, logprobs: LogProbs, micro_batches: Sequence[MicroBatch]) -> list[Tensor]:
+        """As `products`, of several micro-batches for one move of the weights."""
+        vector, shards = self._taken()
+        given = [checked(batch) for batch in micro_batches]
+        watch = self.method == "auto" and self._found is None and not (self._narrow or self._looked)
+        passes = self._passes(logprobs, given, shards, watch=watch)
+        slopes = self._by_method(passes, self._methods(vector, shards)) if given else []
+        return vector_products(given, slopes, vector)
+
+    def products_and_norms(
+        self,
+        logprobs: LogProbs,
+        batch: Any,
+        weights: Tensor,
+        mask: Tensor,
+        labels: Tensor,
+        *,
+        logprobs_at: Tensor | None = None,
+        index: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Products, and from the same passes the norms of the head's gradient.
+
+        Args:
+            labels: LongTensor [B, T], the tokens that `logprobs` gives the log-probs of.
+            temperature: that `logprobs` divides logits by.
+
+        Returns:
+            Two of float64 [B], or [largest index + 1]. A norm is that of `sum A_i/Z (onehot - softmax) h^T`.
+
+        Raises:
+            DirectionError: as `products`; or the model's head cannot be seen, or gives other log-probs.
+        """
+        tap = HeadTap(self._model, MicroBatch(batch, weights, mask, logprobs_at, index), labels, temperature)
+        return self.products_of(tap.tapping(logprobs), [tap.given])[0], tap.norms()
+
+    def head_norms(
+        self,
+        logprobs: LogProbs,
+        batch: Any,
+        weights: Tensor,
+        mask: Tensor,
+        labels: Tensor,
+        *,
+        index: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """The norms of `products_and_norms` alone, from one pass at the weights as they are; needs no `take`."""
+        tap = HeadTap(self._model, MicroBatch(batch, weights, mask, None, index), labels, temperature)
+        self._passes(tap.tapping(logprobs), [tap.given], self._shards())()
+        return tap.norms()
+
+    def check(
+        self,
+        logprobs: LogProbs,
+        batch: Any,
+        weights: Tensor,
+        mask: Tensor,
+        *,
+        logprobs_at: Tensor | None = None,
+        index: Tensor | None = None,
+    ) -> Check:
+        """Take the products of the validation batch itself, which must add up to |v|.
+
+        Costs three passes, more where the first method does not hold. All ranks that share shards or rows call this
+        together. With method="auto" the cheapest that holds is used from now on, until the next `take`.
+
+        Args:
+            logprobs, batch, weights, mask, logprobs_at, index: as in `products`, of the rows whose loss v is the gradient
+                of; all of them, over the ranks.
+
+        Raises:
+            DirectionError: the sum is far off; the weights have changed since `take`; or as `products`.
+        """
+        return self.check_of(logprobs, [MicroBatch(batch, weights, mask, logprobs_at, index)])
+
+    def check_of(self, logprobs: LogProbs, micro_batches: Sequence[MicroBatch]) -> Check:
+        """As `check`, of several micro-batches that v is the gradient of the sum of."""
+        vector, shards = self._taken()
+        if vector.stale(shards):
+            raise DirectionError(
+                "v is from before the parameters changed, so its products cannot add up to |v|; check right after take(), "
+                "before the optimizer's step."
+            )
+        given = [checked(batch) for batch in micro_batches]
+        passes, methods = self._passes(logprobs, given, shards), self._methods(vector, shards)
+        best: Check | None = None
+        failed: Exception | None = None
+        for method in self._candidates(given):
+            try:
+                found = measured(method, passes, methods, vector, self._spread(shards))
+            except (NotImplementedError, RuntimeError, DirectionError) as error:
+                if self.method != "auto":
+                    raise
+                failed = failed or error
+                continue
+            best = better(best, found, _HOLDS)
+            if self._band.holds(best, _HOLDS):
+                break
+        if best is None:
+            assert failed is not None
+            raise failed
+        self._band.judge(best)
+        self.checked, self._found = best, best.method
+        return best
+
+    def _candidates(self, given: Sequence[MicroBatch]) -> list[Method]:
+        """The methods to check, cheapest first."""
+        if self.method != "auto":
+            return [self.method]
+        whole: list[Method] = ["forward-ad"] if self._model is not None else []
+        return [*self._differences(given), *whole, "float32"]
+
+    def _differences(self, given: Sequence[MicroBatch]) -> list[Method]:
+        return ["one-sided", "central"] if given and all(g.logprobs_at is not None for g in given) else ["central"]
+
+    def _by_method(self, passes: Passes, methods: Methods) -> list[Tensor]:
+        """Slopes by the method that was asked for or found; otherwise by dtype."""
+        first = self._differences(passes.given)[0]
+        chosen = self._found or self.method
+        if chosen == "one-sided" and first != "one-sided":
+            if self.method == "one-sided":
+                raise DirectionError("method 'one-sided' needs logprobs_at, the log-probs at the weights as they are.")
+            chosen = "central"
+        if chosen != "auto":
+            return self._by(chosen, passes, methods)
+        if not self._narrow:
+            slopes = self._by(first, passes, methods)
+            self._narrow, self._looked = passes.autocast, True
+            if not self._narrow:
+                return slopes
+        try:
+            return self._by("forward-ad", passes, methods)
+        except (NotImplementedError, RuntimeError, DirectionError) as error:
+            logger.info("No forward-mode derivatives of this model (%s); the products' passes run in float32.", error)
+            return self._by("float32", passes, methods)
+
+    def _by(self, method: Method, passes: Passes, methods: Methods) -> list[Tensor]:
+        slopes = methods.slopes(method, passes, verify=not self._trusts)
+        self._trusts |= method == "one-sided"
+        return slopes
+
+    def _taken(self) -> tuple[Vector, list[Shard]]:
+        if self._vector is None:
+            raise DirectionError("no direction was taken: run the validation batch's backward, then call take().")
+        shards = self._shards()
+        self._vector.check_places(shards)
+        return self._vector, shards
+
+    def _synchronize(self) -> None:
+        self._reshard()
+        self._derive()
+
+    def _shards(self) -> list[Shard]:
+        # What FSDP2 left whole after a forward lists no shard.
+        self._reshard()
+        found = model_shards(self._model) if self._model is not None else engine_shards(self._parameters)
+        return list(found)
+
+    def _passes(
+        self, logprobs: LogProbs, given: Sequence[MicroBatch], shards: Sequence[Shard], *, watch: bool = False
+    ) -> Passes:
+        return Passes(logprobs, given, self._model, {s.weight.device for s in shards}, watch=watch)
+
+    def _methods(self, vector: Vector, shards: Sequence[Shard]) -> Methods:
+        assert self._step is not None
+        return Methods(
+            self._model, shards, vector, self._step,
+            masters=self._masters, synchronize=self._synchronize, offload=self._offload,
+        )  # fmt: skip
+
+    def _sharers(self, shards: Sequence[Shard]) -> Any:
+        return widest_mesh(shards) or (self._group if self._model is None else None)
+
+    def _spread(self, shards: Sequence[Shard]) -> Any:
+        """The ranks that have rows of their own."""
+        return self._sharers(shards) if self._group is None else self._group

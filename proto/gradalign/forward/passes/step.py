@@ -1,0 +1,77 @@
+"""The distance h that the weights move, chosen by the change of log-probs that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradalign.errors import DirectionError
+from gradalign.forward.parameters.ranks import sum_over
+from gradalign.forward.passes.batches import MicroBatch
+
+__all__ = ["Step"]
+
+_TRIES = 6
+_FACTOR = 2.0
+_GROWTH = 100.0
+
+
+class Step:
+    """Adapts h from batch to batch; a change of log-probs is proportional to it, so one new try is enough as a rule.
+
+    Args:
+        target: root mean square of the change of a counted token's log-prob, in nats.
+        first: the h to begin with.
+        spread: the group or mesh whose ranks hold parts of the same weights, and so must move them alike; or None.
+
+    Attributes:
+        size: the next h.
+        rms: the change that the last h made.
+    """
+
+    def __init__(self, target: float, first: float, spread: Any) -> None:
+        self.target, self.size, self.spread = target, first, spread
+        self.rms = 0.0
+        self._tries, self._first = 0, first
+
+    def fits(self, changes: Sequence[Tensor], given: Sequence[MicroBatch]) -> bool:
+        """Whether h made a change near the target; it is adapted for the next try or batch in any case.
+
+        Args:
+            changes: of log-probs, [B, T] a micro-batch.
+            given: says which tokens count.
+
+        Raises:
+            DirectionError: no h brings the change near the target.
+        """
+        rms = self.rms_of(changes, given)
+        if rms is None:
+            return True
+        self.rms = rms
+        factor = self.target / self.rms if self.rms else _GROWTH
+        self.size *= min(max(factor, 1 / _GROWTH), _GROWTH)
+        self._tries += 1
+        fits = 1 / _FACTOR <= factor <= _FACTOR
+        if not fits and self._tries >= _TRIES:
+            tries, self._tries, self.size = self._tries, 0, self._first
+            raise DirectionError(
+                f"after {tries} tries the weights' step changes log-probs by {self.rms:.3g} a token where {self.target} was "
+                "aimed at. Either the log-prob function does not run the weights that were moved (a copy for inference, a "
+                "compiled or frozen graph), or logprobs_at is not what it gives at the weights as they are."
+            )
+        if fits:
+            self._tries = 0
+        return fits
+
+    def rms_of(self, changes: Sequence[Tensor], given: Sequence[MicroBatch]) -> float | None:
+        """The root mean square of changes of counted tokens, over all ranks that move alike; None where none counts."""
+        figures = torch.zeros(2, dtype=torch.float64)
+        for change, batch in zip(changes, given, strict=True):
+            counted = batch.shares != 0
+            kept = change[counted.to(change.device)].double()
+            figures += torch.stack([kept.square().sum(), kept.new_tensor(float(kept.numel()))]).cpu()
+        total, count = sum_over(figures, self.spread).tolist()
+        return (total / count) ** 0.5 if count else None
