@@ -238,9 +238,7 @@ class Direction:
         Costs three passes, more where the first method does not hold. All ranks that share shards or rows call this
         together. With method="auto" the cheapest that holds is used from now on, until the next `take`.
 
-        Args:
-            logprobs, batch, weights, mask, logprobs_at, index: as in `products`, of the rows whose loss v is the gradient
-                of; all of them, over the ranks.
+        Arguments are as in `products`, of the rows whose loss v is the gradient of: all of them, over the ranks.
 
         Raises:
             DirectionError: the sum is far off; the weights have changed since `take`; or as `products`.

@@ -123,7 +123,9 @@ def head_norms(
         hidden: [B, T, D], the head's input at the positions that predict `labels`.
         head: a linear layer, whose `weight` is [V, D].
         labels: LongTensor [B, T].
-        weights, mask, index: as in `Direction.products`.
+        weights: [B], as in `Direction.products`; so are the next two.
+        mask: [B, T].
+        index: LongTensor [B], or None for norms of rows.
         temperature: that logits are divided by.
 
     Returns:
