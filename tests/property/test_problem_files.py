@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gradalign_trainer.datasets import DataError, content_id, load_problems, write_jsonl, write_parquet
-from gradalign_trainer.datasets.records.schema import ROLES, BadRecord, Candidate, Place, parse_record
+from gradalign_trainer.datasets.records.messages import ROLES
+from gradalign_trainer.datasets.records.schema import BadRecord, Candidate, Place, parse_record
 from gradalign_trainer.problems import Problem
 
 numbers = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)

@@ -1,6 +1,7 @@
 """The rooms: few modules each, a purpose each, imports between them downwards only, as docs/architecture.md shows them."""
 
 import ast
+import subprocess
 
 import codelinks
 import pytest
@@ -185,6 +186,16 @@ def test_a_room_has_a_purpose_and_one_to_nine_modules(room):
     purpose = ast.get_docstring(ast.parse(inside.read_text())) or ""
     for word in ("May import", "A change here keeps"):
         assert word in purpose, f"{inside}: say what lives here, what it may import, and what a change must keep"
+
+
+@pytest.mark.skipif(not (house.ROOT / ".git").exists(), reason="a copy without its history, where git says nothing")
+def test_git_ignores_no_module():
+    """A wheel leaves out what git ignores."""
+    paths = [str(path.relative_to(house.ROOT)) for path in house.modules().values()]
+    ignored = subprocess.run(
+        ["git", "check-ignore", "--no-index", *paths], cwd=house.ROOT, capture_output=True, text=True, check=False
+    )
+    assert ignored.stdout == ""
 
 
 def test_the_picture_is_of_these_rooms():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gradalign_trainer.grpo.models import load_policy
 from gradalign_trainer.runs.checkpoint import (
     CheckpointError,
     RunState,
@@ -16,7 +17,6 @@ from gradalign_trainer.runs.checkpoint import (
     load_state,
     save_checkpoint,
 )
-from gradalign_trainer.grpo.models import load_policy
 from gradalign_trainer.worlds.tinymodel import byte_tokenizer, tiny_model
 
 CPU = torch.device("cpu")

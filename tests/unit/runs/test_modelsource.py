@@ -4,8 +4,8 @@ from transformers import AutoModelForCausalLM
 from gradalign_trainer.config.training import TrainConfig
 from gradalign_trainer.datasets import write_jsonl
 from gradalign_trainer.grpo.models import load_policy
-from gradalign_trainer.runs.modelsource import model_source
 from gradalign_trainer.problems import Problem
+from gradalign_trainer.runs.modelsource import model_source
 from gradalign_trainer.worlds.supervised import IGNORED, padded_batch, save_once, train_supervised
 from gradalign_trainer.worlds.tinymodel import byte_tokenizer, tiny_model
 
