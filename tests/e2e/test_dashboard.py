@@ -269,7 +269,8 @@ def test_the_first_paint_comes_within_a_second(open_page, scorer, live):
         page.goto(f"{scorer.url}/?{len(times)}#/runs/{live.client.run_id}")
         page.locator("#figure-alignment canvas").wait_for()
         times.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
-    page.goto(f"{scorer.url}/livez")
+    page.goto("data:text/html,<p>a line of text")
+    page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length > 0")
     plain = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     assert min(times) < 1000 + 10 * plain  # a machine that is busy is slow with a line of text too
 
