@@ -21,15 +21,13 @@ FAULTS = """# Faults
 def tree(tmp_path):
     """The pages and what builds them, without those of the Python API, which take the longest."""
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
-    for path in ("proto/README.md", "proto/vectors/codec.json", "LICENSE"):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / path, tmp_path / path)
+    for folder in ("proto", "services"):  # pages link to lines of code
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "LICENSE", tmp_path)
     for path in ROOT.glob("*.md"):
         shutil.copy(path, tmp_path)
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
-    shutil.copytree(ROOT / "services/trainer/examples", tmp_path / "services/trainer/examples")
-    shutil.copytree(ROOT / "services/trainer/configs", tmp_path / "services/trainer/configs")
     config = (ROOT / "mkdocs.yml").read_text()
     (tmp_path / "mkdocs.yml").write_text(re.sub(r"  - mkdocstrings:\n(    .*\n)+", "", config))
     return tmp_path

@@ -91,7 +91,7 @@ def test_verl_s_own_loader_and_actor(scorer, run_id, tmp_path):
         for number in range(24)
     ]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    here = os.path.dirname(os.path.dirname(__file__))
+    here = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([os.path.join(here, "support"), os.environ.get("PYTHONPATH", "")]),

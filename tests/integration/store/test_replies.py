@@ -164,7 +164,7 @@ kit.run(act)
 
 
 def test_concurrent_writers_of_two_processes_lose_no_update(kit, request):
-    folder = str(request.path.parents[1])
+    folder = str(request.path.parents[2])
     code = WRITER.format(folder=folder, url=kit.url, run_id=kit.run_id)
     writers = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(2)]
     for writer in writers:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gradalign import InvalidValue, Projection, RefreshRequest, ScoreRequest, SelectRequest, SketchMatrix
+from gradalign.wire.checks import check_features
 from gradalign.wire.codec import JSON, decode_request
 from gradalign.wire.messages import MAX_PROBLEMS
 
@@ -183,6 +184,11 @@ def test_what_is_no_number_of_a_column_is_refused_by_its_place(name, value):
     with pytest.raises(InvalidValue) as caught:
         score(**{name: [0, value]}, **more)
     assert caught.value.param == f"{name}[1]"
+
+
+@pytest.mark.parametrize("row", [np.array([1.0, 2.0], dtype=np.float32), torch.tensor([1.0, 2.0]), (1, 2)])
+def test_features_are_lists_of_whatever_rows_a_trainer_has(row):
+    assert check_features("features", [row, [3.0, 4.0]], count=2) == [[1.0, 2.0], [3.0, 4.0]]
 
 
 @pytest.mark.parametrize("value", ["1", True, None, HUGE, [1], np.True_])

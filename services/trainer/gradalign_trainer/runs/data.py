@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from gradalign_trainer.config.training import TrainConfig
-from gradalign_trainer.datasets.records.chat import render_prompts
 from gradalign_trainer.datasets.load import load_problems
+from gradalign_trainer.datasets.records.chat import render_prompts
 from gradalign_trainer.datasets.records.schema import DataError
 from gradalign_trainer.problems import Problem
-from gradalign_trainer.reporting.progress import TellsProgress, no_progress
 from gradalign_trainer.records import RunData
+from gradalign_trainer.reporting.progress import TellsProgress, no_progress
 from gradalign_trainer.rewards.registry import make_reward
 
 __all__ = ["load_run_data"]

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 
 from gradalign.errors import GradAlignError
-from gradalign_trainer.runs.checkpoint import RunState, latest_checkpoint, load_optimizer, load_state, save_checkpoint
 from gradalign_trainer.config.training import TrainConfig
-from gradalign_trainer.rounds.costs import Costs
 from gradalign_trainer.curriculum.curriculum import Curriculum, ScorerAddress
-from gradalign_trainer.grpo.evaluation import exact_pass_rates, sampled_pass_rates
 from gradalign_trainer.fallbacks import Fallbacks
+from gradalign_trainer.grpo.evaluation import exact_pass_rates, sampled_pass_rates
 from gradalign_trainer.grpo.features import PoolFeatures
 from gradalign_trainer.grpo.policy import Policy
 from gradalign_trainer.records import Observer, RoundReport, RunData, RunResult
 from gradalign_trainer.rounds import ROUNDS, Workshop
+from gradalign_trainer.rounds.costs import Costs
+from gradalign_trainer.runs.checkpoint import RunState, latest_checkpoint, load_optimizer, load_state, save_checkpoint
 
 __all__ = ["train"]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-from gradalign_trainer.worlds.basemodel import BaseTraining, base_model
 from gradalign_trainer.config.training import TrainConfig
 from gradalign_trainer.datasets import load_problems
 from gradalign_trainer.grpo.models import pick_device
 from gradalign_trainer.problems import Problem
 from gradalign_trainer.reporting.progress import TellsProgress, no_progress
+from gradalign_trainer.worlds.basemodel import BaseTraining, base_model
 from gradalign_trainer.worlds.supervised import padded_batch, save_once, train_supervised
 from gradalign_trainer.worlds.tinymodel import byte_tokenizer, tiny_model
 

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from gradalign.errors import GradAlignError
 from gradalign_trainer.config.training import TrainConfig
-from gradalign_trainer.runs.parent_death import end_with_parent
 from gradalign_trainer.records import RoundReport
+from gradalign_trainer.runs.parent_death import end_with_parent
 
 __all__ = ["run_parallel"]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradalign_trainer.runs.checkpoint import latest_checkpoint, load_state
 from gradalign_trainer.config.training import TrainConfig
+from gradalign_trainer.grpo.models import load_tokenizer
+from gradalign_trainer.records import Observer, RunResult
+from gradalign_trainer.reporting.progress import TellsProgress, Together, no_progress
+from gradalign_trainer.reporting.tracking import MetricsLog
+from gradalign_trainer.runs.checkpoint import latest_checkpoint, load_state
 from gradalign_trainer.runs.data import load_run_data
 from gradalign_trainer.runs.loop import train
-from gradalign_trainer.grpo.models import load_tokenizer
 from gradalign_trainer.runs.modelsource import model_source
-from gradalign_trainer.reporting.progress import TellsProgress, Together, no_progress
-from gradalign_trainer.records import Observer, RunResult
-from gradalign_trainer.reporting.tracking import MetricsLog
 
 __all__ = ["run_training"]
 
