@@ -258,7 +258,10 @@ def check_features(param: str, value: Any, *, count: int) -> list[list[float]]:
     plain = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(plain, (list, tuple)):
         raise InvalidValue(f"{param} is {shown(value)}; expected {wanted}.", param=param)
-    table = check_table(param, [row.tolist() if hasattr(row, "tolist") else row for row in plain])
+    try:
+        table = check_table(param, [row.tolist() if hasattr(row, "tolist") else row for row in plain])
+    except InvalidValue as error:
+        raise InvalidValue(f"{error} In all, expected {wanted}.", param=param) from None
     if table.shape[0] != count or not 1 <= table.shape[1] <= MAX_FEATURES:
         raise InvalidValue(
             f"{param} is of shape {list(table.shape)}; expected {wanted}. Keep the first principal components of "
