@@ -120,7 +120,7 @@ def test_refusals_say_their_type(http, collector, trace_id, run_id):
     spans = [span for span in collector.trace(trace_id, 5) if span.kind == Span.SPAN_KIND_SERVER]
     told = [(s.name, attributes(s)["http.response.status_code"], attributes(s)["error.type"]) for s in spans]
     assert told == [
-        ("GET /runs/{run}/problems/{problem_id:path}", 404, "not_found"),
+        ("GET /runs/{run}/problems/{problem_id:text}", 404, "not_found"),
         ("GET", 404, "not_found"),
         ("HTTP /score", 405, "method_not_allowed"),
         ("POST /score", 400, "malformed"),
@@ -168,7 +168,7 @@ def test_what_is_left_is_exported_at_the_end(monkeypatch, start_scorer, collecto
     assert process.process.wait(120) == 0
     assert len(collector.trace(trace_id, 700)) == 700
     # A plain log names the trace too; a line is written behind its reply.
-    pattern = rf"INFO gradalign_scorer\.requestlog: request_id=\S+ .* error=not_found trace_id={trace_id}"
+    pattern = rf"INFO gradalign_scorer\.http\.requestlog: request_id=\S+ .* error=not_found trace_id={trace_id}"
     assert len(re.findall(pattern, process.log.read_text())) == 700
     assert collector.resources()[-1]["service.name"] == "named"
 

@@ -78,7 +78,7 @@ def test_a_group_called_0_0_is_group_0(files, scorer, tmp_path):
 def test_problems_that_stand_there_twice_are_dropped_where_asked(files, scorer, tmp_path, capfd):
     write_jsonl(files / "twice.jsonl", problems(GROUPS) * 3)
     chosen = ("--select", "3", "--problems", str(files / "twice.jsonl"))
-    assert main(command(files, scorer.url, tmp_path / "s.jsonl", *validated(files), *chosen)) == 1
+    assert main(command(files, scorer.url, tmp_path / "s.jsonl", *validated(files), *chosen)) == 2
     assert "extra_info.index 0 again; the first is at" in (refused := capfd.readouterr().err)
     assert "--duplicates drop" in " ".join(refused.split())
     flags = (*chosen, "--duplicates", "drop")
