@@ -154,7 +154,7 @@ class TestNesting:
             assert len(reply.content) < 1000
 
     def test_an_integer_of_too_many_digits(self, http):
-        refused(http.post("/select", content=f'{{"run_id": {"9" * 5000}}}', headers=JSON), 400, "malformed")
+        refused(http.post("/select", content=f'{{"run_id": {"9" * 5000}}}', headers=JSON), 422, "invalid_value")
 
 
 class TestLists:
