@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 from gradalign_scorer.docstrings import attribute_texts
 from gradalign_scorer.settings import Settings, SettingsError, load_settings
@@ -84,6 +86,20 @@ def serve(settings: Settings, port_file: Path | None = None) -> None:
     with bound_sockets(settings) as sockets, _store_url(settings) as url:
         app = create_app(settings.model_copy(update={"redis_url": url}))
         Server(app, settings, tls, port_file).run(sockets)
+    if app.state.context.engine.computing():
+        _leave()
+
+
+def _leave() -> NoReturn:
+    """End the process at once, beside a computation that nobody waits for any more.
+
+    The interpreter cannot finalize under a thread that comes back from a kernel: that aborts the process, which supervisors
+    take for a crash.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 @contextmanager

@@ -169,6 +169,10 @@ class Engine:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
+    def computing(self) -> bool:
+        """Whether the thread still works, after `close` too."""
+        return self._thread.is_alive()
+
     def _work(self) -> None:
         while (turn := self._jobs.get()) is not None:
             with self._opening:
