@@ -1,6 +1,7 @@
 """A real Valkey for the store's tests, and makers of commits."""
 
 import asyncio
+import os
 import time
 import uuid
 
@@ -19,6 +20,9 @@ from gradalign_scorer.store import (
 )
 
 pytest_plugins = ["collector", "scorers"]
+
+# No test needs the hub, and where there is none each request to it is repeated for most of a minute. Read at import.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # A busy machine is slow: how long an example takes says nothing about what it shows.
 hypothesis.settings.register_profile(
