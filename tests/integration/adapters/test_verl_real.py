@@ -1,7 +1,7 @@
 """The adapter in verl's own classes: dataset, sampler factory, data loader and FSDP actor. Needs verl 0.6 or 0.7.
 
 verl brings Ray, TensorDict and pinned versions of torch's surroundings, so it is not among the packages of `make test`.
-docs/adapters.md says how to run this file.
+docs/adapters-verl.md says how to run this file.
 """
 
 import json
@@ -15,7 +15,7 @@ from gradalign import Client
 
 pytest.importorskip(
     "verl.experimental.dataset.sampler",
-    reason="verl 0.6 or 0.7 is not installed; see docs/adapters.md",
+    reason="verl 0.6 or 0.7 is not installed; see docs/adapters-verl.md",
     exc_type=ImportError,
 )
 

@@ -34,7 +34,7 @@ def _install() -> None:
         from verl.workers.actor.dp_actor import DataParallelPPOActor  # type: ignore[import-not-found]
     except ImportError as missing:
         raise ImportError(
-            f"the capture needs verl 0.6 or 0.7, whose DataParallelPPOActor it wraps ({missing}); see docs/adapters.md."
+            f"the capture needs verl 0.6 or 0.7, whose DataParallelPPOActor it wraps ({missing}); see docs/adapters-verl.md."
         ) from missing
     install(DataParallelPPOActor)
 

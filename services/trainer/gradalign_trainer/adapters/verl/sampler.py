@@ -21,7 +21,7 @@ else:
     except ImportError as missing:
         raise ImportError(
             f"GradAlignSampler needs verl 0.6 or 0.7, whose sampler interface it implements ({missing}). verl 0.8 took that "
-            "interface out; docs/adapters.md says what is left there."
+            "interface out; docs/adapters-verl.md says what is left there."
         ) from missing
 
 __all__ = ["GradAlignSampler"]
