@@ -14,9 +14,13 @@ from gradalign_trainer.reproduce.report.tables import results_page
 __all__ = ["write_report"]
 
 LEGEND = """\
+# All tables of `gradalign reproduce`
+
+Each method that was run, in each regime.
+
 Held-out pass@1 (the exact probability of the right answer, 512 problems): mean ± standard deviation (seeds). Behind each
-budget the difference to its best baseline, which is in italics: paired by seed, with a 95% t interval, ▲ or ▼ where that
-does not hold zero.
+budget stands the difference to its best baseline, which is in italics. It is paired by seed, with a 95% t interval; ▲ or ▼
+where that does not hold zero.
 """
 
 
