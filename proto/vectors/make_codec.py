@@ -5,6 +5,9 @@
 Floats of the sketches are exact in their dtype, so any implementation must reproduce the bytes of the bin, and read the
 header back as it stands here. A request with products has no bin (`bin_hex` is null), and may end with an empty one. Map
 keys may come in any order; `body` has them in ours.
+
+`quantised` shows float32 rows as int8. Another implementation's scales may differ in their last bit, and its numbers by one
+where a quotient is so close to a half.
 """
 
 from __future__ import annotations
@@ -22,6 +25,16 @@ from gradalign.wire.codec import encode_request
 SHAPES = {"embed.weight": (7, 4), "layers.0.weight": (4, 4), "layers.0.bias": (4,)}
 PROJECTION = Projection(dim=4, seed=17, parameters=parameters_digest(SHAPES))
 ROWS = [[0.5, -1.25, 0.0, 2.0], [0.0, 0.0, 0.0, 0.0], [-3.0, 1.5, 0.25, -0.125]]
+WHOLE, SCALES = [[16, -40, 0, 64], [0, 0, 0, 0], [-24, 12, 2, -1]], (0.03125, 0.0, 0.125)
+"""They stand for ROWS exactly. A client would rather take 127ths of the largest number of each row, as QUANTISED does."""
+QUANTISED = [
+    [127.0, 0.5, 1.5, -2.5],
+    [0.5, -1.25, 0.0, 2.0],
+    [0.0, 0.0, 0.0, 0.0],
+    [-3.0, 1.5, 0.25, -0.125],
+    [1e-44, -3e-45, 0.0, 1e-45],
+    [3.4028234663852886e38, 1e38, -1e36, 1e30],
+]
 COMMON: dict[str, Any] = {
     "run_id": "golden",
     "projection": PROJECTION,
@@ -34,6 +47,7 @@ def requests() -> dict[str, ScoreRequest | RefreshRequest]:
     half = SketchMatrix.of(np.array(ROWS, dtype=np.float16))
     brain = SketchMatrix.of(torch.tensor(ROWS, dtype=torch.bfloat16))
     single = SketchMatrix.of(np.array(ROWS, dtype=np.float32))
+    whole = SketchMatrix(memoryview(np.array(WHOLE, dtype=np.int8)).cast("B"), 3, 4, "int8", SCALES)
     columns: dict[str, Any] = {"norms": [2.5, 0.0, 3.5], "rollouts": [8, 8, 8], "tokens": [90, 64, 1200]}
     exact: dict[str, Any] = {"dots": [0.5, 0.0, -0.25], "dots_version": 3, "pass_rates": [0.5, 1.0, 0.125]}
     rows: dict[str, Any] = {"run_id": "golden", "problem_ids": COMMON["problem_ids"], "policy_version": 12}
@@ -44,6 +58,8 @@ def requests() -> dict[str, ScoreRequest | RefreshRequest]:
         "score_every_key_float16": ScoreRequest(
             **COMMON, policy_version=12, sketches=half, **columns, **exact, **choice
         ),
+        "score_int8": ScoreRequest(**COMMON, policy_version=12, sketches=whole),
+        "refresh_int8": RefreshRequest(**COMMON, policy_version=12, sketches=whole, tokens=[90, 64, 1200]),
         "score_features": ScoreRequest(
             **COMMON, policy_version=12, sketches=half, features=[[0.5, -1.0], [0.0, 2.0], [-0.25, 1.5]]
         ),
@@ -69,11 +85,21 @@ def requests() -> dict[str, ScoreRequest | RefreshRequest]:
     }
 
 
+def quantised() -> dict[str, Any]:
+    """Rows of float32, and the scales and whole numbers that they become."""
+    rows = np.array(QUANTISED, dtype=np.float32)
+    matrix = SketchMatrix.of(rows, "int8")
+    assert matrix.scales is not None
+    whole = np.frombuffer(matrix.data, dtype=np.int8).reshape(rows.shape)
+    return {"rows": rows.tolist(), "scales": list(matrix.scales), "int8": whole.tolist()}
+
+
 def vectors() -> dict[str, Any]:
     """The content of `codec.json`."""
     return {
         "projection": {"shapes": SHAPES, "map": PROJECTION.to_map()},
         "rows": ROWS,
+        "quantised": quantised(),
         "requests": {
             name: {
                 "path": "/score" if isinstance(request, ScoreRequest) else "/refresh_validation",

@@ -45,10 +45,11 @@ def main() -> None:
     vector = torch.randn(options.dim)
     for threads in options.threads:
         torch.set_num_threads(threads)
-        for dtype in ("float16", "float32"):
+        for dtype in ("int8", "float16", "float32"):
             count = (options.mib << 20) // (options.dim * np.dtype(dtype).itemsize)
-            rows = np.random.default_rng(0).standard_normal((count, options.dim), dtype=np.float32).astype(dtype)
-            sketches = SketchRows([SketchMatrix.of(rows)])
+            rows = np.random.default_rng(0).standard_normal((count, options.dim), dtype=np.float32)
+            matrix = SketchMatrix.of(rows, "int8") if dtype == "int8" else SketchMatrix.of(rows.astype(dtype))
+            sketches, rows = SketchRows([matrix]), np.frombuffer(matrix.data, dtype).reshape(rows.shape)
             x, spare = (
                 torch.from_numpy(rows).to(device),
                 torch.empty(rows.shape, dtype=getattr(torch, dtype), device=device),

@@ -1,10 +1,12 @@
 """What a /score request costs on the way: ratios in one run against named alternatives, over loopback.
 
-    python tests/bench/bench_scorer.py [--mib N] [--dim N] [--repeats N] [--only throughput latency overload memory]
+    python tests/bench/bench_scorer.py [--mib N] [--dim N] [--repeats N] [--only throughput dtypes ...]
 
 throughput  a raw socket, the naive path (httpx with bytes; `await request.body()`, unpackb, a matrix-vector product), a JSON
             client and ours, TCP and Unix-domain sockets, for one request of N MiB of float16; and the client's CPU time
             against a bare http.client send of the same bytes
+dtypes      requests of 512 and of 4,096 problems as float32, float16 and int8, in turns: bytes, p50, best, and the median of
+            the ratios to float16 of the same turn
 latency     a request of 512 problems alone and from 8 trainers at once, and /livez meanwhile
 overload    useful requests a second at 4 times as many trainers as the scorer admits, against the best without overload
 memory      resident memory of the scorer after 200 and after 2,000 requests of 16 MiB
@@ -35,7 +37,7 @@ import numpy as np
 import psutil
 from peers import MIB, naive_server, raw_sink, send_raw
 
-from gradalign import Client, Projection
+from gradalign import Client, Projection, SketchMatrix
 from gradalign.errors import UnavailableError
 
 ROOT = Path(__file__).parents[2]
@@ -133,6 +135,40 @@ def bench_throughput(options: argparse.Namespace) -> None:
         )
     ratio = found["ours, TCP"][1] / found["http.client, bytes to the naive server"][1]
     print(f"  client's CPU time, ours over a bare http.client send: {ratio:.2f}x")
+
+
+def bench_dtypes(options: argparse.Namespace) -> None:
+    """The same rows in each dtype, made before, and quantised by the client while it sends."""
+    scorer = ScorerProcess(None)
+    try:
+        for problems in (512, 4096):
+            load = Load(problems, options.dim)
+            floats = load.sketches.astype(np.float32)
+            forms = {"float16": load.sketches, "float32": floats, "int8": SketchMatrix.of(floats, "int8")}
+            forms["int8, made by the client of float32"] = floats
+            with ExitStack() as stack:
+                runs: dict[str, Callable[[], object]] = {}
+                for name, rows in forms.items():
+                    dtype = "int8" if "client" in name else None
+                    client = stack.enter_context(
+                        Client(scorer.url, run_id=f"{problems}-{len(runs)}", sketch_dtype=dtype)
+                    )
+                    load.refresh(client)
+                    runs[name] = lambda client=client, rows=rows, load=load: client.score(
+                        load.ids, rows, policy_version=1, projection=load.projection, select=16
+                    )
+                turns = [{name: timed(run, 1)[0] for name, run in runs.items()} for _ in range(options.repeats + 1)][1:]
+            print(f"\n/score of {problems} problems x {options.dim}, {len(turns)} turns")
+            for name, rows in forms.items():
+                size = SketchMatrix.of(rows, "int8" if "client" in name else None).data.nbytes
+                seconds = [turn[name] for turn in turns]
+                ratio = statistics.median(turn["float16"] / turn[name] for turn in turns)
+                print(
+                    f"  {name:<36}{size:>12} bytes   p50 {1e3 * statistics.median(seconds):7.1f} ms   best "
+                    f"{1e3 * min(seconds):7.1f} ms   {ratio:5.2f}x as fast as float16"
+                )
+    finally:
+        scorer.end()
 
 
 def bare_send(url: str, body: bytes) -> None:
@@ -276,7 +312,8 @@ def bench_memory(options: argparse.Namespace) -> None:
 
 
 BENCHES = {
-    "throughput": bench_throughput, "latency": bench_latency, "overload": bench_overload, "memory": bench_memory,
+    "throughput": bench_throughput, "dtypes": bench_dtypes, "latency": bench_latency, "overload": bench_overload,
+    "memory": bench_memory,
 }  # fmt: skip
 
 

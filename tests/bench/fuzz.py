@@ -24,7 +24,7 @@ import msgpack
 import numpy as np
 import psutil
 
-from gradalign import Client, Projection
+from gradalign import Client, Projection, SketchMatrix
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
@@ -139,13 +139,19 @@ class Maker:
             "seed": 0,
         }
         self.maps = {"/score": score, "/refresh_validation": refresh, "/select": select}
-        self.sketches, self.tail = sketches.astype(float).tolist(), sketches.tobytes()
+        self.floats = {}, sketches.astype(float).tolist(), sketches.tobytes()
+        matrix = SketchMatrix.of(sketches, "int8")
+        whole = np.frombuffer(matrix.data, np.int8).reshape(4, 8)
+        self.int8 = {"dtype": "int8", "scales": list(matrix.scales or ())}, whole.tolist(), whole.tobytes()
 
     def structured(self) -> tuple[str, str, bytes]:
         """Route, Content-Type and body of a valid request with a key or two replaced."""
         rng = self.rng
         route = rng.choice(list(self.maps))
         value = copy.deepcopy(self.maps[route])
+        keys, sketches, data = rng.choice((self.floats, self.floats, self.int8))
+        if route != "/select":
+            value |= copy.deepcopy(keys)
         value["request_id"] = f"r{rng.randrange(1000)}" if rng.random() < 0.7 else value.get("request_id")
         for _ in range(rng.choice((0, 1, 1, 1, 2))):
             place: Any = value
@@ -161,15 +167,16 @@ class Maker:
                 place[key] = strange
         if rng.random() < 0.5:
             if route != "/select":
-                value.setdefault("sketches", copy.deepcopy(self.sketches))
-                value.pop("dtype", None)
+                value.setdefault("sketches", copy.deepcopy(sketches))
+                if keys is self.floats[0]:
+                    value.pop("dtype", None)
             return (
                 route,
                 "application/json",
                 json.dumps(value, default=lambda _: "bytes").encode("utf-8", "surrogatepass"),
             )
         packed = msgpack.packb(value, unicode_errors="surrogatepass")
-        tail = b"" if route == "/select" else msgpack.packb(self.tail)
+        tail = b"" if route == "/select" else msgpack.packb(data)
         return route, "application/msgpack", packed + tail
 
     def mutated(self) -> tuple[str, str, bytes]:

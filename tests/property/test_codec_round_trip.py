@@ -23,6 +23,7 @@ def requests(draw):
     problem_ids = draw(ids)
     n, dim = len(problem_ids), draw(st.integers(1, 9))
     dtype = draw(st.sampled_from([np.float16, np.float32]))
+    sent = draw(st.sampled_from([None, "int8"]))
     finite = st.floats(-1e4, 1e4, width=16)
     column = {"min_size": n, "max_size": n}
     common = {
@@ -30,7 +31,7 @@ def requests(draw):
         "policy_version": draw(counts),
         "projection": Projection(dim=dim, seed=draw(counts), parameters="0f" * 32, preconditioner=draw(names)),
         "problem_ids": problem_ids,
-        "sketches": SketchMatrix.of(draw(hnp.arrays(dtype, (n, dim), elements=finite))),
+        "sketches": SketchMatrix.of(draw(hnp.arrays(dtype, (n, dim), elements=finite)), sent),
         "norms": draw(st.none() | st.lists(st.floats(0, 1e6), **column)),
         "tokens": draw(st.none() | st.lists(counts, **column)),
         "rollouts": draw(st.none() | st.lists(counts, **column)),
@@ -56,7 +57,10 @@ def test_msgpack_round_trip(request):
 
 @given(requests())
 def test_json_means_what_msgpack_means(request):
-    text = json.dumps({**request.header(), "sketches": request.sketches.numpy().tolist()})
+    sketches = request.sketches
+    whole = np.frombuffer(sketches.data, np.int8).reshape(sketches.rows, -1)
+    rows = sketches.numpy() if sketches.scales is None else whole
+    text = json.dumps({**request.header(), "sketches": rows.tolist()})
     decoded = decode_request(type(request), JSON, memoryview(text.encode()))
     assert {**decoded.header(), "dtype": None} == {**request.header(), "dtype": None}
     np.testing.assert_array_equal(decoded.sketches.numpy(), request.sketches.numpy())

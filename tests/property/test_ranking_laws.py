@@ -12,7 +12,7 @@ from gradalign.wire.messages import SKETCH_STRATEGIES
 from gradalign_scorer.ranking.scoring import Evidence, score
 from gradalign_scorer.service.outcomes import score_commit
 
-DTYPES = ("float16", "bfloat16", "float32")
+DTYPES = ("float16", "bfloat16", "float32", "int8")
 # Each of these ranks a problem by its own row alone; the others look at the whole request.
 ROW_BY_ROW = ("cosine", "dot", "anti", "norm", "accgreedy", "cosine_accuracy", "random", "accuracy_band")
 IDS = st.lists(st.text("abcXYZ019/é ", min_size=1, max_size=3), min_size=1, max_size=24, unique=True)
@@ -21,7 +21,7 @@ quick = settings(max_examples=40, deadline=None)
 
 @st.composite
 def pools(draw, rows=(1, 24)):
-    """Requests with zero rows, duplicates and opposites; small whole numbers, which every dtype carries exactly."""
+    """Requests with zero rows, duplicates and opposites; small whole numbers, which every float carries exactly."""
     ids = draw(IDS.filter(lambda ids: rows[0] <= len(ids) <= rows[1]))
     dim = draw(st.integers(1, 9))
     whole = st.integers(-8, 8).map(float)

@@ -13,6 +13,8 @@ CPU = torch.device("cpu")
 def matrix(sketches, dtype="float32"):
     """Sketches [n, dim] of any array in the wire's dtype."""
     tensor = torch.as_tensor(np.asarray(sketches, dtype=np.float64))
+    if dtype == "int8":
+        return SketchMatrix.of(tensor, dtype)
     return SketchMatrix.of(tensor.to(getattr(torch, dtype)))
 
 

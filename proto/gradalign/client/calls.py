@@ -20,9 +20,9 @@ from gradalign.errors import (
     WireError,
     error_from_wire,
 )
-from gradalign.wire.checks import check_int, check_name, check_text
+from gradalign.wire.checks import check_int, check_name, check_one_of, check_text
 from gradalign.wire.codec import JSON, MSGPACK, decode_value, encode_request, encode_value
-from gradalign.wire.matrix import SketchMatrix
+from gradalign.wire.matrix import SENT_DTYPES, SketchMatrix
 from gradalign.wire.messages import RefreshRequest, ScoreRequest, SelectRequest
 from gradalign.wire.projection import Projection
 from gradalign.wire.replies import (
@@ -197,11 +197,13 @@ class CallBuilder:
     Args:
         run_id: the training job.
         epoch: fencing token put on every write; None for no fencing.
+        sketch_dtype: of the sketches on the wire, `float32` or `int8`; None for that of the arrays.
     """
 
-    def __init__(self, run_id: str, epoch: int | None = None) -> None:
+    def __init__(self, run_id: str, epoch: int | None = None, sketch_dtype: str | None = None) -> None:
         self.run_id = check_name("run_id", run_id)
         self.epoch = None if epoch is None else check_int("epoch", epoch)
+        self.sketch_dtype = sketch_dtype and check_one_of("sketch_dtype", sketch_dtype, SENT_DTYPES)
 
     def _common(self, request_id: str | None) -> dict[str, Any]:
         given = uuid.uuid4().hex if request_id is None else request_id
@@ -212,7 +214,7 @@ class CallBuilder:
     ) -> dict[str, Any]:
         return {
             "problem_ids": list(problem_ids),
-            "sketches": None if sketches is None else SketchMatrix.of(sketches),
+            "sketches": None if sketches is None else SketchMatrix.of(sketches, self.sketch_dtype),
             "policy_version": policy_version,
             "projection": projection,
         }

@@ -65,9 +65,10 @@ class _Base:
         epoch: int | None = None,
         timeout: float = 30.0,
         retries: int = 5,
+        sketch_dtype: str | None = None,
         transport: Any = None,
     ) -> None:
-        self._calls = CallBuilder(run_id, epoch)
+        self._calls = CallBuilder(run_id, epoch, sketch_dtype)
         self._retry = RetryPolicy(retries=retries)
         self._transport = transport
         self._timeout = httpx.Timeout(timeout, connect=max(2.0, timeout / 10))
@@ -105,6 +106,8 @@ class Client(_Base):
         epoch: fencing token: give each restart of a job a higher one, and its forgotten predecessor is refused.
         timeout: seconds to wait for a reply; connecting may take a tenth of it, at least 2 s.
         retries: tries after the first, of every URL each, when the scorer is away or overloaded; 0 for none.
+        sketch_dtype: `int8` sends sketches in a byte a number and a scale for each row, `float32` in four. None sends
+            float16, bfloat16 and float32 as they are, and all else as float32.
         transport: an httpx transport, for tests and proxies of one's own.
     """
 
@@ -148,7 +151,8 @@ class Client(_Base):
 
         Args:
             problem_ids: distinct ids of the validation problems.
-            sketches: [problems, dim], numpy, torch (any device) or lists; float16, bfloat16 or float32; None with products.
+            sketches: [problems, dim], numpy, torch (any device), lists or a `SketchMatrix`; None with products. The client's
+                `sketch_dtype` says as what they travel.
             policy_version: the weights the gradients were taken at.
             projection: how the sketches were made, `sketcher.projection`; None without sketches.
             columns: as `RefreshRequest` documents them.
@@ -168,7 +172,8 @@ class Client(_Base):
 
         Args:
             problem_ids: distinct ids of the candidates.
-            sketches: [problems, dim], numpy, torch (any device) or lists; float16, bfloat16 or float32; None with products.
+            sketches: [problems, dim], numpy, torch (any device), lists or a `SketchMatrix`; None with products. The client's
+                `sketch_dtype` says as what they travel.
             policy_version: the weights the gradients were taken at.
             projection: how the sketches were made, `sketcher.projection`; None without sketches.
             columns: as `ScoreRequest` documents them; `select=n` also marks the best n as selected.

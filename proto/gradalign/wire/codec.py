@@ -120,7 +120,7 @@ def _refuse_compressed(body: bytes | memoryview) -> None:
         if head.startswith(magic):
             raise MalformedRequest(
                 f"the body begins with 0x{magic.hex()}, as {name} does; expected the bytes of JSON or msgpack as they are. "
-                "Send it uncompressed: float16 sketches save more, and at once."
+                "Send it uncompressed: float16 and int8 sketches save more, and at once."
             )
 
 

@@ -41,14 +41,14 @@ class Header:
         return header
 
     @classmethod
-    def _values(cls, header: Any, *, also: Sequence[str] = ()) -> dict[str, Any]:
+    def _values(cls, header: Any, *, also: Sequence[str] = (), optional: Sequence[str] = ()) -> dict[str, Any]:
         known = [f.name for f in fields(cls) if f.name != "sketches"]  # type: ignore[arg-type]
         if not isinstance(header, Mapping):
             raise InvalidValue(f"the header is {shown(header)}; expected a map with string keys.", param="header")
-        unknown = [key for key in header if key not in known and key not in also]
+        unknown = [key for key in header if key not in (*known, *also, *optional)]
         if unknown:
             raise InvalidValue(
-                f"unknown key {shown(unknown[0])}; the keys of this request are {', '.join([*known, *also])}.",
+                f"unknown key {shown(unknown[0])}; the keys of this request are {', '.join([*known, *also, *optional])}.",
                 param=shown(unknown[0])[1:-1] if isinstance(unknown[0], str) else shown(unknown[0]),
             )
         missing = [key for key in (*cls.required, *also) if header.get(key) is None]
@@ -144,8 +144,13 @@ class RowsRequest(Header):
         return "sketches" if self.products is None else "products"
 
     def header(self) -> dict[str, Any]:
-        """The header map, with the dtype of the bin where there is one."""
-        return {**super().header(), **({} if self.sketches is None else {"dtype": self.sketches.dtype})}
+        """The header map, with the dtype of the bin where there is one, and its scales where that is int8."""
+        header = super().header()
+        if self.sketches is not None:
+            header["dtype"] = self.sketches.dtype
+            if self.sketches.scales is not None:
+                header["scales"] = list(self.sketches.scales)
+        return header
 
     @classmethod
     def from_header(cls, header: Any, data: memoryview) -> Self:
@@ -166,20 +171,20 @@ class RowsRequest(Header):
                     param="products",
                 )
             return cls._of_products(header)
-        values = cls._values(header, also=("projection", "dtype"))
+        values = cls._values(header, also=("projection", "dtype"), optional=("scales",))
         projection = Projection.from_map(values["projection"])
         ids = check_distinct_ids("problem_ids", values["problem_ids"], most=MAX_PROBLEMS)
         dtype = check_one_of("dtype", header["dtype"], DTYPES)
-        matrix = SketchMatrix(data, len(ids), projection.dim, dtype)
+        matrix = SketchMatrix(data, len(ids), projection.dim, dtype, header.get("scales"))
         return cls(**{**values, "projection": projection, "problem_ids": ids, "sketches": matrix})
 
     @classmethod
     def from_json(cls, body: Any) -> Self:
-        """A request from a decoded JSON body, whose `sketches` are lists of numbers; `dtype` is not needed."""
+        """A request from a decoded JSON body, whose `sketches` are lists of numbers; of `dtype` only `int8` counts."""
         if _has_products(_mapping(body)):
             return cls._of_products({key: value for key, value in body.items() if value is not None})
         also = ("projection",) if "sketches" in body else ()
-        header = {key: value for key, value in body.items() if key not in ("sketches", "dtype")}
+        header = {key: value for key, value in body.items() if key not in ("sketches", "dtype", "scales")}
         values = cls._values(header, also=also)
         if body.get("sketches") is None:
             raise InvalidValue(
@@ -188,14 +193,14 @@ class RowsRequest(Header):
                 param="sketches",
             )
         projection = Projection.from_map(values["projection"])
-        return cls(**{**values, "projection": projection, "sketches": SketchMatrix.of_json(body["sketches"])})
+        return cls(**{**values, "projection": projection, "sketches": _json_matrix(body)})
 
     @classmethod
     def _of_products(cls, header: Mapping[str, Any]) -> Self:
-        for name in (*cls.only_sketches, "dtype"):
+        for name in (*cls.only_sketches, "dtype", "scales"):
             if header.get(name) is not None:
                 raise _of_other_kind(name, "products")
-        return cls(**cls._values({key: value for key, value in header.items() if key != "dtype"}))
+        return cls(**cls._values({key: value for key, value in header.items() if key not in ("dtype", "scales")}))
 
 
 def replace_value(message: object, name: str, value: object) -> None:
@@ -207,6 +212,19 @@ def _of_other_kind(name: str, kind: str) -> InvalidValue:
     other = "products" if kind == "sketches" else "sketches"
     advice = f"leave it out, or send {other} instead of {kind}"
     return InvalidValue(f"{name} was sent with {kind}, and goes with {other} only; {advice}.", param=name)
+
+
+def _json_matrix(body: Mapping[str, Any]) -> SketchMatrix:
+    """The sketches of a JSON body: numbers, or with dtype int8 whole numbers and scales."""
+    whole, scales = body.get("dtype") == "int8", body.get("scales")
+    if whole == (scales is not None):
+        return SketchMatrix.of_json(body["sketches"], scales)
+    missing, given = ("scales", "dtype int8") if whole else ("dtype int8", "scales")
+    raise InvalidValue(
+        f"{given} was sent without {missing}; expected both, with whole numbers as sketches and the max|row| / 127 of "
+        "each row as scales, or neither, with the numbers as they are.",
+        param="scales",
+    )
 
 
 def _has_products(header: Any) -> bool:

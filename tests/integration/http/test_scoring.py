@@ -50,12 +50,13 @@ def test_a_ranking_is_the_cosines_best_first(run, problem_ids, sketches, project
     assert ranking.no_signal == []
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int8"])
 def test_every_dtype_gives_the_ranking(run, problem_ids, sketches, projection, dtype):
     torch = pytest.importorskip("torch")
-    rows = torch.from_numpy(sketches).to(getattr(torch, dtype))
+    tensor = torch.from_numpy(sketches)
+    rows = SketchMatrix.of(tensor, dtype) if dtype == "int8" else tensor.to(getattr(torch, dtype))
     ranking = run.score(problem_ids, rows, policy_version=2, projection=projection)
-    tolerance = 1e-2 if dtype == "bfloat16" else 1e-5
+    tolerance = 1e-2 if dtype in ("bfloat16", "int8") else 1e-5
     by_id = dict(zip(ranking.problem_ids, ranking.alignments, strict=True))
     assert [by_id[i] for i in problem_ids] == pytest.approx(exact(sketches), abs=tolerance)
 

@@ -23,7 +23,7 @@ def direction(vector):
     return vector / np.linalg.norm(vector)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int8"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_the_sum_that_its_name_says(kind, dtype):
     rows = rows_of(SKETCHES, dtype=dtype)

@@ -9,12 +9,13 @@ from gradalign import SketchMatrix
 from gradalign_scorer.ranking.alignment import SketchRows, gram, products, weighted_sum
 
 RNG = np.random.default_rng(0)
-DTYPES = ("float16", "bfloat16", "float32")
+DTYPES = ("float16", "bfloat16", "float32", "int8")
 # Smallest and largest of each dtype, and what a gradient may be of: far beyond where its square leaves float32.
 MAGNITUDES = {
     "float16": (6e-8, 6.1e-5, 1.0, 65504 / 8),
     "bfloat16": (1e-38, 1e-30, 1.0, 1e30, 3e37),
     "float32": (1e-44, 1e-38, 1e-30, 1e-22, 1e-20, 1e-13, 1e-11, 1.0, 1e17, 1e19, 1e30, 1e37),
+    "int8": (1e-44, 1e-38, 1e-30, 1e-11, 1.0, 1e17, 1e30, 3.4e38),
 }
 
 
@@ -53,10 +54,10 @@ def test_sketches_larger_than_a_block(dtype):
 
 
 def test_matrices_of_several_dtypes_are_one_pool():
-    parts = [RNG.standard_normal((n, 40)) for n in (3, 130, 1, 17)]
+    parts = [RNG.standard_normal((n, 40)) for n in (3, 130, 1, 17, 20)]
     rows = SketchRows([matrix(part, dtype) for part, dtype in zip(parts, (*DTYPES, "float16"), strict=True)])
     vector = unit(RNG.standard_normal(40))
-    assert (len(rows), rows.dim) == (151, 40)
+    assert (len(rows), rows.dim) == (171, 40)
     check(rows, vector, products(rows, vector, CPU))
 
 
@@ -72,7 +73,9 @@ def test_magnitudes_side_by_side():
     check(rows, vector, products(rows, vector, CPU))
 
 
-@pytest.mark.parametrize(("dtype", "largest"), [("float16", 65504.0), ("bfloat16", 3.3895e38), ("float32", 3.4028e38)])
+@pytest.mark.parametrize(
+    ("dtype", "largest"), [("float16", 65504.0), ("bfloat16", 3.3895e38), ("float32", 3.4028e38), ("int8", 3.4028e38)]
+)
 def test_rows_of_the_largest_number(dtype, largest):
     rows, vector = rows_of(np.full((3, 257), largest), dtype=dtype), unit(np.ones(257))
     result = products(rows, vector, CPU)
@@ -135,7 +138,7 @@ def test_sketches_are_read_where_they_lie(dtype):
     for offset in range(5):
         held = bytearray(offset) + bytearray(whole.data)
         for data in (memoryview(held)[offset:], memoryview(bytes(held))[offset:]):
-            moved = SketchMatrix(data, 9, 12, dtype)
+            moved = SketchMatrix(data, 9, 12, dtype, whole.scales)
             assert products(SketchRows([moved]), vector, CPU).dots.tolist() == wanted
         assert bytes(held[offset:]) == bytes(whole.data)
 

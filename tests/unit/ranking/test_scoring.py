@@ -10,7 +10,7 @@ from gradalign_scorer.ranking.scoring import NOT_FINITE, Evidence, Scored, Scori
 RNG = np.random.default_rng(0)
 SKETCHES = RNG.standard_normal((30, 48))
 VECTOR = RNG.standard_normal(48)
-DTYPES = ("float16", "bfloat16", "float32")
+DTYPES = ("float16", "bfloat16", "float32", "int8")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -55,7 +55,15 @@ def test_every_dtype_ranks_what_it_carries(dtype):
 @pytest.mark.parametrize("strategy", ["cosine", "anti", "learnalign", "diverse", "cosine_accuracy"])
 @pytest.mark.parametrize(
     ("dtype", "size"),
-    [("float32", 1e-30), ("float32", 1e30), ("bfloat16", 1e-30), ("bfloat16", 1e30), ("float16", 2.0**-14)],
+    [
+        ("float32", 1e-30),
+        ("float32", 1e30),
+        ("bfloat16", 1e-30),
+        ("bfloat16", 1e30),
+        ("float16", 2.0**-14),
+        ("int8", 2.0**-100),
+        ("int8", 2.0**100),
+    ],
 )
 def test_rankings_of_directions_do_not_depend_on_the_unit(strategy, dtype, size):
     # Whole numbers: a factor that is no power of two rounds them again, which moves alignments but little.
@@ -80,7 +88,15 @@ def test_rankings_of_lengths_scale_with_the_unit(strategy, size):
 
 @pytest.mark.parametrize(
     ("dtype", "value"),
-    [("float16", 6e-8), ("float16", 65504.0), ("bfloat16", 1e-38), ("bfloat16", 3.3895e38), ("float32", 1e-45)],
+    [
+        ("float16", 6e-8),
+        ("float16", 65504.0),
+        ("bfloat16", 1e-38),
+        ("bfloat16", 3.3895e38),
+        ("float32", 1e-45),
+        ("int8", 1e-45),
+        ("int8", 3.4e38),
+    ],
 )
 def test_the_smallest_and_the_largest_number_are_a_signal(dtype, value):
     rows = np.diag(np.full(4, value))
@@ -215,9 +231,9 @@ def test_the_body_is_not_written_to():
 def test_requests_that_are_scored_together_are_ranked_as_if_each_were_alone(strategy, dim):
     """To the last bit: a repetition that meets other company must not change an order."""
     vector = unit(RNG.standard_normal(dim))
-    sketches = [RNG.standard_normal((count, dim)) for count in (1, 30, 7, 64, 2)]
-    sketches[2][3] = np.nan
-    dtypes = ("float16", "float32", "bfloat16", "float16", "float32")
+    sketches = [RNG.standard_normal((count, dim)) for count in (1, 30, 7, 64, 2, 33)]
+    sketches[2][3] = sketches[5][9] = np.nan
+    dtypes = ("float16", "float32", "bfloat16", "float16", "float32", "int8")
     scorings = [
         Scoring(request_of(rows, dtype=dtype), strategy, Evidence(np.zeros(len(rows)), np.zeros(len(rows)), None))
         for rows, dtype in zip(sketches, dtypes, strict=True)

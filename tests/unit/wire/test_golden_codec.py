@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import msgpack
+import numpy as np
 import pytest
 
-from gradalign import Projection, RefreshRequest, ScoreRequest, parameters_digest
+from gradalign import Projection, RefreshRequest, ScoreRequest, SketchMatrix, parameters_digest
 from gradalign.wire.codec import MSGPACK, decode_request, encode_request
 
 GOLDEN = json.loads((Path(__file__).parents[3] / "proto/vectors/codec.json").read_text(encoding="utf-8"))
@@ -47,6 +48,13 @@ def test_golden_products_with_an_empty_bin(name):
     case = CASES[name]
     body = bytes.fromhex(case["body_hex"]) + msgpack.packb(b"")
     assert decode_request(KINDS[case["path"]], MSGPACK, memoryview(body)) == decoded(case)
+
+
+def test_golden_rows_are_quantised_as_they_stand():
+    golden = GOLDEN["quantised"]
+    matrix = SketchMatrix.of(np.array(golden["rows"], dtype=np.float32), "int8")
+    assert list(matrix.scales) == golden["scales"]
+    assert np.frombuffer(matrix.data, np.int8).reshape(-1, 4).tolist() == golden["int8"]
 
 
 def test_golden_projection():

@@ -238,7 +238,7 @@ class BodyReader:
         advice = f"send {MSGPACK}, " if kind == JSON else ""
         return PayloadTooLarge(
             f"the body is {fault}; expected at most {limit} bytes of {kind}. Split the problems over several requests, "
-            f"{advice}send float16 instead of float32, or raise GRADALIGN_{name}.",
+            f"{advice}send float16 or int8 instead of float32, or raise GRADALIGN_{name}.",
             param="Content-Length",
         )
 
@@ -258,7 +258,7 @@ def _check_coding(request: Request) -> None:
     if not {part.strip().lower() for part in given.split(",")} <= {"", "identity"}:
         raise UnsupportedMediaType(
             f"Content-Encoding is {given[:80]!r}; expected the body as it is. Send it uncompressed and without that header: "
-            "float16 sketches save more, and at once.",
+            "float16 and int8 sketches save more, and at once.",
             param="Content-Encoding",
         )
 

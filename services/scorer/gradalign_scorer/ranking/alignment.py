@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gradalign import SketchMatrix
+from gradalign.wire.scales import NO_NUMBER
 
 __all__ = ["Products", "SketchRows", "gram", "products", "weighted_sum"]
 
@@ -24,7 +25,7 @@ _CPU_BLOCK_ELEMENTS = 1 << 18
 _CUDA_BLOCK_ELEMENTS = 1 << 22
 _ROW_STEP = 16
 _GRAM_ROWS, _GRAM_COLUMNS = 128, 2048
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.int8}
 # Outside of these bounds the squares of a float32 row have lost digits, or overflowed: such rows are taken in float64.
 _SQUARE_LOW, _SQUARE_HIGH = 1e-24, 1e36
 
@@ -51,8 +52,13 @@ class SketchRows:
         """Buckets of a row."""
         return self.matrices[0].dim
 
+    @property
+    def scales(self) -> Floats:
+        """What the rows of `blocks` have to be multiplied by, [n]: 1 but for int8."""
+        return np.concatenate([np.ones(m.rows) if m.scales is None else np.array(m.scales) for m in self.matrices])
+
     def blocks(self, most: int) -> Iterator[tuple[slice, Tensor]]:
-        """Consecutive rows: their place, and a CPU tensor [rows, dim] in the wire's dtype.
+        """Consecutive rows: their place, and a CPU tensor [rows, dim] in the wire's dtype, without `scales`.
 
         None of them crosses a multiple of `most`, or the end of a matrix. A tensor is good until the next one is asked for.
         """
@@ -137,10 +143,14 @@ def products(rows: SketchRows, vector: Tensor | None, device: torch.device) -> P
     most = _block_rows(rows.dim, device)
     buffer = torch.zeros(most, rows.dim, dtype=torch.float32, device=device)
     there = None if vector is None else vector.to(device, torch.float32)
+    marked = torch.zeros(count, dtype=torch.bool, device=device)
     for place, block in rows.blocks(most):
         filled = place.start % most
-        # Copied as it is and converted there: half the bytes on the way to a GPU.
-        buffer[filled : filled + len(block)].copy_(block.to(device, non_blocking=True))
+        # Copied as it is and converted there: fewer bytes on the way to a GPU.
+        moved = block.to(device, non_blocking=True)
+        buffer[filled : filled + len(block)].copy_(moved)
+        if block.dtype == torch.int8:
+            marked[place] = moved.amin(dim=1) == NO_NUMBER
         if place.stop % most and place.stop < count:
             continue
         done = slice(place.start - filled, place.stop)
@@ -149,8 +159,11 @@ def products(rows: SketchRows, vector: Tensor | None, device: torch.device) -> P
         if there is not None:
             dots[done] = (buffer @ there)[:size]
     dots, squares = dots.cpu(), squares.cpu()
-    result = Products(dots.double().numpy(), squares.double().sqrt().numpy(), np.ones(count, dtype=bool))
-    ordinary = (squares > _SQUARE_LOW) & (squares < _SQUARE_HIGH) & torch.isfinite(dots)
+    # A row of int8 is one number times a vector: so are its product and its norm.
+    scales = rows.scales
+    norms = squares.double().sqrt().numpy() * scales
+    result = Products(dots.double().numpy() * scales, norms, np.ones(count, dtype=bool))
+    ordinary = (squares > _SQUARE_LOW) & (squares < _SQUARE_HIGH) & torch.isfinite(dots) & ~marked.cpu()
     if not ordinary.all():
         _correct(result, rows, vector, (~ordinary).numpy(), most)
     return result
@@ -159,12 +172,14 @@ def products(rows: SketchRows, vector: Tensor | None, device: torch.device) -> P
 def _correct(result: Products, rows: SketchRows, vector: Tensor | None, odd: npt.NDArray[np.bool_], most: int) -> None:
     """Take rows that are zero, tiny, huge or not finite again, in float64."""
     exact = None if vector is None else vector.double().cpu()
+    scales = torch.from_numpy(rows.scales)
     for place, block in rows.blocks(most):
         chosen = np.flatnonzero(odd[place])
         if not chosen.size:
             continue
-        values = block[torch.from_numpy(chosen)].double()
-        finite = torch.isfinite(values).all(dim=1)
+        picked = block[torch.from_numpy(chosen)]
+        values = picked.double() * scales[place][chosen, None]
+        finite = (picked != NO_NUMBER if picked.dtype == torch.int8 else torch.isfinite(values)).all(dim=1)
         values[~finite] = 0.0
         where = chosen + place.start
         result.finite[where] = finite.numpy()
@@ -188,7 +203,7 @@ def weighted_sum(rows: SketchRows, weights: Floats, device: torch.device) -> Ten
         device: to compute on.
     """
     total = torch.zeros(rows.dim, dtype=torch.float64, device=device)
-    factors = torch.from_numpy(weights)
+    factors = torch.from_numpy(weights * rows.scales)
     for place, block in rows.blocks(_block_rows(rows.dim, device)):
         weight = factors[place]
         used = weight != 0
@@ -210,7 +225,7 @@ def gram(rows: SketchRows, scale: Floats, device: torch.device) -> Floats:
     """
     count = len(rows)
     total = torch.zeros(count, count, dtype=torch.float32, device=device)
-    factors = torch.from_numpy(scale)
+    factors = torch.from_numpy(scale * rows.scales)
     for start in range(0, rows.dim, _GRAM_COLUMNS):
         columns = torch.zeros(count, min(_GRAM_COLUMNS, rows.dim - start), dtype=torch.float32, device=device)
         for place, block in rows.blocks(_GRAM_ROWS):

@@ -31,7 +31,7 @@ __all__ = [
 
 Floats = npt.NDArray[np.float64]
 
-NOT_FINITE = "its sketch holds NaN or Inf; look for an overflow in its loss or gradient"
+NOT_FINITE = "its sketch holds NaN or Inf (-128 where it is int8); look for an overflow in its loss or gradient"
 _DOT_TOLERANCE = 1e-2
 
 

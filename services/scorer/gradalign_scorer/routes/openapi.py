@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Any, get_type_hints
@@ -14,6 +15,7 @@ from gradalign.wire.checks import LARGEST_FEATURE, LARGEST_PRODUCT, MAX_FEATURES
 from gradalign.wire.codec import JSON, MSGPACK
 from gradalign.wire.messages import AGGREGATIONS, MAX_PROBLEMS, NORMS_KINDS, STRATEGIES
 from gradalign.wire.projection import LAYOUT, MAX_DIM
+from gradalign.wire.scales import LARGEST_SCALE
 from gradalign_scorer.access.authentication import OPEN_PATHS
 from gradalign_scorer.docstrings import attribute_texts
 
@@ -61,12 +63,24 @@ _LIMITS: dict[str, Schema] = {
     "aggregation": {"enum": list(AGGREGATIONS)},
     "half_life": {"minimum": 1e-6},
     "decay": {"minimum": 0, "maximum": 1},
+    "scales": {"type": "array", "items": {"type": "number", "minimum": 0, "maximum": LARGEST_SCALE}},
     "features": {"minItems": 1, "items": {"type": "array", "minItems": 1, "maxItems": MAX_FEATURES, "items": _FEATURE}},
     "exploration": {"minimum": 0, "maximum": 1},
     "id": {"pattern": "^[0-9a-f]{16}$"},
     "dim": {"minimum": 1, "maximum": MAX_DIM},
     "parameters": {"pattern": "^[0-9a-f]{64}$"},
     "layout": {"const": LAYOUT},
+}
+# Keys of the bin that JSON takes too, and that no message has as an attribute of its own.
+_OF_INT8: Schema = {
+    "dtype": {
+        "description": "`int8` where the sketches are whole numbers from -127 to 127 (-128 for NaN or Inf) and `scales` are "
+        "sent; anything else says nothing in JSON."
+    },
+    "scales": {
+        "anyOf": [{}, {"type": "null"}],
+        "description": "With dtype `int8`: what to multiply each row by, its max|row| / 127 as a rule; 0 for one of zeros.",
+    },
 }
 _PROJECTION = Projection(dim=4, seed=0, parameters="ab" * 32).to_map()
 _EXAMPLE: Schema = {
@@ -216,7 +230,10 @@ def _content(schema: Schema, kinds: Sequence[str] = (JSON, MSGPACK)) -> Schema:
 
 
 def _request_content(message: type) -> Schema:
-    schema = _limited(_schema(message))
+    schema = _schema(message)
+    if "products" in schema["properties"]:
+        schema["properties"] |= copy.deepcopy(_OF_INT8)
+    schema = _limited(schema)
     if "products" not in schema["properties"]:
         example = {"run_id": "hello", "policy_version": 0, "count": 1}
         return {kind: {**content, "example": example} for kind, content in _content(schema).items()}
@@ -226,8 +243,9 @@ def _request_content(message: type) -> Schema:
     binary = {
         "type": "string",
         "format": "binary",
-        "description": "Two msgpack objects: the keys of the JSON form without `sketches` and with `dtype`, then a bin "
-        "of the sketches, row-major, little-endian. With `products`, one: the keys of the JSON form.",
+        "description": "Two msgpack objects: the keys of the JSON form without `sketches` and with `dtype` (float16, "
+        "bfloat16, float32, or int8 with `scales`), then a bin of the sketches, row-major, little-endian. With `products`, "
+        "one: the keys of the JSON form.",
     }
     return {JSON: {"schema": schema, "example": _EXAMPLE}, MSGPACK: {"schema": binary}}
 

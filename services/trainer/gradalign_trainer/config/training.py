@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from gradalign.wire.checks import MAX_FEATURES, NAME_PATTERN
+from gradalign.wire.matrix import SENT_DTYPES
 from gradalign.wire.messages import AGGREGATIONS, MAX_POOL, MAX_PROBLEMS, SKETCH_STRATEGIES
 from gradalign.wire.projection import MAX_DIM
 from gradalign_trainer.datasets.sources.source import DataSpec, parse_sources
@@ -96,6 +97,7 @@ class TrainConfig:
         scorer_api_key_env: [scorer.api_key_env] environment variable that holds the key.
         scorer_timeout: [scorer.timeout] seconds to wait for a reply.
         scorer_retries: [scorer.retries] tries after the first before a round goes on without the scorer.
+        sketch_dtype: [scorer.sketch_dtype] that sketches travel as: `float32`, or `int8` for a quarter of the bytes.
         strategy: of the scorer; `random` and `oracle` choose here and need none. The oracle takes at random of the problems
             whose `extra` has `good`, as the built-in worlds say it: a bound for what choosing can give.
         mode: `choose` scores a pool, then trains on the selection with fresh rollouts; `weight` scores each training
@@ -171,6 +173,7 @@ class TrainConfig:
     scorer_api_key_env: str = field(default="GRADALIGN_API_KEY", metadata=limits(key="scorer.api_key_env"))
     scorer_timeout: float = field(default=30.0, metadata=limits(key="scorer.timeout", above=0))
     scorer_retries: int = field(default=5, metadata=limits(key="scorer.retries", low=0, high=100))
+    sketch_dtype: str = field(default="float32", metadata=limits(key="scorer.sketch_dtype", choices=SENT_DTYPES))
     strategy: str = field(default="cosine", metadata=limits(choices=(*SKETCH_STRATEGIES, "oracle")))
     mode: str = field(default="choose", metadata=limits(choices=("choose", "weight", "dynamic")))
     score_updates: bool = False

@@ -37,6 +37,7 @@ class ScorerAddress:
         timeout: seconds to wait for a reply.
         retries: tries after the first.
         epoch: fencing token; higher after each restart of the run.
+        sketch_dtype: that sketches travel as, `float32` or `int8`.
     """
 
     url: str
@@ -44,6 +45,7 @@ class ScorerAddress:
     timeout: float = 30.0
     retries: int = 5
     epoch: int = 0
+    sketch_dtype: str = "float32"
 
     def connect(self, run_id: str, *, probing: bool = False) -> Client:
         """A client of one run; a probing one tries once and does not wait long."""
@@ -54,6 +56,7 @@ class ScorerAddress:
             epoch=self.epoch,
             timeout=min(self.timeout, PROBE_TIMEOUT) if probing else self.timeout,
             retries=0 if probing else self.retries,
+            sketch_dtype=self.sketch_dtype,
         )
 
 

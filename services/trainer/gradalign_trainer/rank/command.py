@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rich.console import Console
 
+from gradalign.wire.matrix import SENT_DTYPES
 from gradalign.wire.messages import SKETCH_STRATEGIES
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class RankCommand:
         )
         add("--selected", type=Path, metavar="FOLDER", help="of the selected problems ('selected' beside --out)")
         add("--url", help="use this scorer; without it one is started, with an embedded store")
+        add("--sketch-dtype", default="float32", choices=SENT_DTYPES, help="that sketches travel to it as (float32)")
         add("--exact", action="store_true", help="full gradients, no projection; --normalization is then reference")
         add("--normalization", choices=("group", "reference"), help="how token terms are added up (group)")
         add("--mini-batch", type=count, default=8, metavar="N", help="of --normalization reference (8)")
@@ -103,6 +105,7 @@ def _settings(args: argparse.Namespace) -> RankSettings:
         "duplicates",
         "selected",
         "url",
+        "sketch_dtype",
         "exact",
         "dim",
     )

@@ -222,7 +222,7 @@ def _scorer(settings: RankSettings, state: Mapping[str, Any]) -> Iterator[Client
     digest = hashlib.sha256(json.dumps([state, settings.strategy], sort_keys=True).encode()).hexdigest()
     with (
         nullcontext(settings.url) if settings.url else local_scorer() as url,
-        Client(url, run_id=f"rank-{digest[:16]}") as client,
+        Client(url, run_id=f"rank-{digest[:16]}", sketch_dtype=settings.sketch_dtype) as client,
     ):
         yield client
 

@@ -31,6 +31,7 @@ class RankSettings:
         duplicates: `refuse` raises where two problems have one index; `drop` keeps the first.
         selected: folder of the selected `train.jsonl` and `train.parquet`; None for `selected` beside `out`.
         url: of a scorer; None for one of our own.
+        sketch_dtype: that sketches travel to it as: `float32`, or `int8` for a quarter of the bytes.
         exact: take full gradients; the sketch is measured against them.
         rule: how token terms are added up.
         normalize: divide advantages by the group's standard deviation.
@@ -52,6 +53,7 @@ class RankSettings:
     duplicates: str = "refuse"
     selected: Path | None = None
     url: str | None = None
+    sketch_dtype: str = "float32"
     exact: bool = False
     rule: Rule = field(default_factory=lambda: Rule("group"))
     normalize: bool = False

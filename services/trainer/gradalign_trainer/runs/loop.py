@@ -147,6 +147,7 @@ class _Run:
                 timeout=config.scorer_timeout,
                 retries=config.scorer_retries,
                 epoch=_next_epoch(config.output),
+                sketch_dtype=config.sketch_dtype,
             )
         curriculum = Curriculum(
             config.run_id,

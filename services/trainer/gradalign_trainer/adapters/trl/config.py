@@ -7,6 +7,7 @@ from typing import Any
 
 from gradalign.errors import InvalidValue
 from gradalign.wire.checks import check_name
+from gradalign.wire.matrix import SENT_DTYPES
 from gradalign.wire.messages import AGGREGATIONS, SKETCH_STRATEGIES
 from gradalign_trainer.curriculum.curriculum import ScorerAddress
 from gradalign_trainer.settings import check_settings, limits
@@ -55,6 +56,7 @@ class GradAlignConfig:
         api_key: of the scorer; `GRADALIGN_API_KEY` of the environment where None.
         timeout: seconds to wait for a reply.
         retries: tries after the first.
+        sketch_dtype: that sketches travel as: `float32`, or `int8` for a quarter of the bytes.
         fail_open: train on with weights of 1 and TRL's own order while the scorer is away; else raise.
 
     Raises:
@@ -78,6 +80,7 @@ class GradAlignConfig:
     api_key: str | None = field(default=None, repr=False)
     timeout: float = field(default=30.0, metadata=limits(above=0))
     retries: int = field(default=3, metadata=limits(low=0))
+    sketch_dtype: str = field(default="float32", metadata=limits(choices=SENT_DTYPES))
     fail_open: bool = True
 
     def __post_init__(self) -> None:
@@ -98,4 +101,4 @@ class GradAlignConfig:
 
     def address(self, epoch: int) -> ScorerAddress:
         """Where the scorer is, for a writer of this fencing token."""
-        return ScorerAddress(self.scorer_url, self.api_key, self.timeout, self.retries, epoch)
+        return ScorerAddress(self.scorer_url, self.api_key, self.timeout, self.retries, epoch, self.sketch_dtype)

@@ -35,6 +35,7 @@ class VerlSettings:
         half_life: policy versions in which an old score shrinks half-way to the mean.
         timeout: seconds to wait for a reply.
         retries: tries after the first, before a step goes on without the scorer.
+        sketch_dtype: that sketches travel as: `float32`, or `int8` for a quarter of the bytes.
     """
 
     url: str
@@ -52,6 +53,7 @@ class VerlSettings:
     half_life: float = 16.0
     timeout: float = 10.0
     retries: int = 1
+    sketch_dtype: str = "float32"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -90,6 +92,7 @@ class VerlSettings:
             epoch=self.epoch,
             timeout=self.timeout,
             retries=self.retries,
+            sketch_dtype=self.sketch_dtype,
         )
 
 
