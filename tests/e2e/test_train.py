@@ -46,6 +46,15 @@ def test_every_selection_comes_from_the_scorer(scorer, play, run_id):
     assert (result.checkpoint / "state.json").exists()
 
 
+def test_sketches_may_travel_as_int8(scorer, play, run_id):
+    result, seen = play(scorer.url, sketch_dtype="int8")
+    assert result.fallbacks == 0
+    last = result.reports[-1].figures
+    assert last["selected_alignment"] > last["alignment"]
+    assert sum(row.times_scored for row in problems_of(scorer.url, run_id).values()) == 2 * 24
+    assert "score" in seen.stages
+
+
 def test_random_choice_needs_no_scorer(play):
     result, seen = play(None, strategy="random")
     assert "score" not in seen.stages

@@ -106,8 +106,7 @@ class Client(_Base):
         epoch: fencing token: give each restart of a job a higher one, and its forgotten predecessor is refused.
         timeout: seconds to wait for a reply; connecting may take a tenth of it, at least 2 s.
         retries: tries after the first, of every URL each, when the scorer is away or overloaded; 0 for none.
-        sketch_dtype: `int8` sends sketches in a byte a number and a scale for each row, `float32` in four. None sends
-            float16, bfloat16 and float32 as they are, and all else as float32.
+        sketch_dtype: `int8` or `float32` turns sketches into that before they are sent; None sends them as they are.
         transport: an httpx transport, for tests and proxies of one's own.
     """
 
@@ -151,8 +150,7 @@ class Client(_Base):
 
         Args:
             problem_ids: distinct ids of the validation problems.
-            sketches: [problems, dim], numpy, torch (any device), lists or a `SketchMatrix`; None with products. The client's
-                `sketch_dtype` says as what they travel.
+            sketches: [problems, dim], numpy, torch (any device), lists or a `SketchMatrix`; None with products.
             policy_version: the weights the gradients were taken at.
             projection: how the sketches were made, `sketcher.projection`; None without sketches.
             columns: as `RefreshRequest` documents them.
@@ -172,8 +170,7 @@ class Client(_Base):
 
         Args:
             problem_ids: distinct ids of the candidates.
-            sketches: [problems, dim], numpy, torch (any device), lists or a `SketchMatrix`; None with products. The client's
-                `sketch_dtype` says as what they travel.
+            sketches: [problems, dim], numpy, torch (any device), lists or a `SketchMatrix`; None with products.
             policy_version: the weights the gradients were taken at.
             projection: how the sketches were made, `sketcher.projection`; None without sketches.
             columns: as `ScoreRequest` documents them; `select=n` also marks the best n as selected.

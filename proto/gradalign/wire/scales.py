@@ -79,17 +79,16 @@ def quantised_array(rows: npt.NDArray[np.floating]) -> tuple[Int8s, Float32s]:
     """
     count, dim = rows.shape
     whole, scales = np.empty((count, dim), np.int8), np.zeros(count, np.float32)
+    buffer = np.empty((max(1, min(count, _BLOCK_ELEMENTS // dim)), dim), np.float32)
     for place in _blocks(count, dim, _BLOCK_ELEMENTS):
         with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, as on the float wire
-            block = rows[place].astype(np.float32)
+            block = rows[place].astype(np.float32, copy=False)
         largest = np.maximum(block.max(axis=1), -block.min(axis=1))
         finite = np.isfinite(largest)
         scales[place][finite] = scales_of(largest[finite])
-        block[~finite] = 0.0
-        block /= _divisors(scales[place])[:, None]
-        np.rint(block, out=block)
-        whole[place] = block
-        whole[place][~finite] = NO_NUMBER
+        quotients = np.divide(block, _divisors(scales[place])[:, None], out=buffer[: len(block)])
+        quotients[~finite] = NO_NUMBER
+        whole[place] = np.rint(quotients, out=quotients)
     return whole, scales
 
 

@@ -67,6 +67,18 @@ def test_json_lists_jsonl_and_parquet_give_the_same(files, scorer, tmp_path):
     )
 
 
+def test_sketches_may_travel_as_int8(files, scorer, tmp_path):
+    for dtype in ("float32", "int8"):
+        flags = (*validated(files), "--sketch-dtype", dtype)
+        assert main(command(files, scorer.url, tmp_path / dtype, *flags)) == 0
+    floats, int8 = (
+        {r["group_id"]: r["similarity"] for r in read_jsonl(tmp_path / name)} for name in ("float32", "int8")
+    )
+    # Of the largest number of a row half a 127th is lost, and the largest of 512 is three times the usual one.
+    assert int8 == pytest.approx(floats, abs=2e-2)
+    assert int8 != floats
+
+
 def test_a_group_called_0_0_is_group_0(files, scorer, tmp_path):
     records = responses(GROUPS, SAMPLES, seed=3)
     write_jsonl(files / "floats.jsonl", [{**record, "group_id": float(record["group_id"])} for record in records])
