@@ -100,6 +100,25 @@ def test_a_row_that_is_not_finite_is_marked_and_harms_no_other(dtype, value, pla
     assert (result.dots[~others], result.norms[~others], result.cosines()[~others]) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("place", [(0, 0), (15, 39), (16, 3), (40, 39)])
+def test_a_single_minus_128_leaves_its_row_out(place):
+    whole = RNG.integers(-127, 128, (41, 40)).astype(np.int8)
+    whole[7] = -127
+    whole[place] = -128
+    sent = SketchMatrix(memoryview(whole).cast("B"), 41, 40, "int8", tuple(RNG.uniform(0.5, 2, 41)))
+    result = products(SketchRows([sent]), unit(np.ones(40)), CPU)
+    assert np.flatnonzero(~result.finite).tolist() == [place[0]]
+    assert (result.dots[place[0]], result.norms[place[0]]) == (0, 0)
+
+
+def test_whatever_a_scale_of_0_multiplies_is_zero():
+    sent = SketchMatrix(memoryview(np.ones((3, 8), np.int8)).cast("B"), 3, 8, "int8", (1.0, 0.0, 2.0))
+    result = products(SketchRows([sent]), unit(np.ones(8)), CPU)
+    assert result.signal.tolist() == [True, False, True]
+    assert result.cosines() == pytest.approx([1.0, 0.0, 1.0])
+    assert result.norms == pytest.approx(np.sqrt(8) * np.array([1, 0, 2]))
+
+
 def test_zero_rows_have_no_signal():
     sketches = RNG.standard_normal((5, 8))
     sketches[[1, 4]] = 0
