@@ -22,13 +22,15 @@ def test_every_python_block_runs_and_the_two_ways_agree(capsys):
         "model": model, "input_ids": input_ids, "problem_index": problem_index, "loss": loss, "optimizer": optimizer,
         "problems": range(3), "loss_of": lambda problem: loss(model(input_ids[problem_index == problem])),
     }  # fmt: skip
-    together, one_by_one, exact, preconditioned = blocks_of(PAGE, "python")
+    together, one_by_one, fewer_bytes, exact, preconditioned = blocks_of(PAGE, "python")
     exec(together.code, scope)
     assert "parameters" in capsys.readouterr().out
     sketches = scope["captured"].sketches
     assert sketches.shape == (3, 8192)
     exec(one_by_one.code, scope)
     torch.testing.assert_close(torch.stack(scope["rows"]), sketches, rtol=1e-4, atol=1e-4 * float(sketches.abs().max()))
+    exec(fewer_bytes.code, scope)
+    scope["client"].close()
     exec(exact.code, scope)
     norms = scope["captured"].norms
     assert norms.dtype == torch.float64
