@@ -73,6 +73,7 @@ class RefreshFields(TypedDict, total=False):
     decay_version: int | None
     products: Any
     lengths: float | Sequence[float] | None
+    carried: float | None
     norms_kind: str | None
     request_id: str | None
 

@@ -26,7 +26,8 @@ class Check:
     """What a self-check found.
 
     Attributes:
-        quotient: the sum of the products of the validation rows over |v|; 1 where all is well.
+        quotient: the sum of the products of the validation rows, and of what v carries of an earlier one, over |v|; 1 where
+            all is well.
         fidelity: the Pearson correlation to expect between the products of these rows and exact ones, from how far the
             differences ahead of theta and behind it lie apart; None by forward mode, which takes no difference.
         method: that was checked, and with method="auto" is used from now on.
@@ -128,7 +129,7 @@ def vector_products(given: Sequence[MicroBatch], slopes: Sequence[Tensor], vecto
 
 def _quotient(products: Sequence[Tensor], vector: Vector, rows: Any) -> float:
     total = torch.stack([p.sum().cpu() for p in products]).sum() if products else torch.zeros((), dtype=torch.float64)
-    return float(sum_over(total, rows)) / vector.expected
+    return (float(sum_over(total, rows)) + vector.carried) / (vector.expected + vector.carried)
 
 
 def better(one: Check | None, other: Check, least: float) -> Check:

@@ -17,7 +17,13 @@ from gradalign.errors import DirectionError
 from gradalign.forward.check import Band, Check, better, measured, vector_products
 from gradalign.forward.norms import HeadTap
 from gradalign.forward.parameters.shards import LocalParameters, Shard, engine_shards, model_shards, widest_mesh
-from gradalign.forward.parameters.vector import Vector, check_preconditioner, take_vector
+from gradalign.forward.parameters.vector import (
+    Vector,
+    check_preconditioner,
+    take_vector,
+    vector_of_state,
+    vector_state,
+)
 from gradalign.forward.parameters.weights import check_masters, resharder
 from gradalign.forward.passes.batches import LogProbs, MicroBatch, checked
 from gradalign.forward.passes.methods import NARROW, Method, Methods
@@ -54,6 +60,7 @@ class Direction:
         group: process group. With `parameters`, the ranks that hold parts; with a model of plain tensors under data
             parallelism, the ranks that have rows of their own, which `check` adds over. DTensors bring their mesh.
         offload: keep v, and the copy of the weights while they are moved, on the CPU.
+        verify_every: given log-probs are compared with a pass of their own after the first `take`, and after every so many.
 
     Attributes:
         checked: what the last `check` found; None before.
@@ -76,6 +83,7 @@ class Direction:
         synchronize: Callable[[], None] | None = None,
         group: Any = None,
         offload: bool = False,
+        verify_every: int = 1,
     ) -> None:
         if (model is None) == (parameters is None):
             raise DirectionError("give either a model or parameters=, an engine's local shards.")
@@ -85,7 +93,10 @@ class Direction:
             raise DirectionError(f"target is {target}; expected nats a token above 0, .02 to .1 as a rule.")
         if method == "forward-ad" and model is None:
             raise DirectionError("method 'forward-ad' needs a model, whose modules it gives dual numbers to.")
+        if verify_every < 1:
+            raise DirectionError(f"verify_every is {verify_every}; expected at least 1, after each take.")
         self._model, self._group, self._offload = model, group, offload
+        self._verify_every, self._takes = verify_every, 0
         listed: Any = parameters
         self._parameters = listed if hasattr(listed, "iter_local_parameters") else list(listed or ())
         self.method, self._target, self._preconditioner = method, target, preconditioner
@@ -102,26 +113,38 @@ class Direction:
         check_preconditioner(preconditioner, shards)
         check_masters(self._masters, shards)
 
-    def take(self, *, copy: bool = False) -> float:
+    def take(self, *, copy: bool = False, decay: float = 0.0) -> float:
         """Take v out of `.grad`, after the validation backward and before anything else touches it.
 
         The gradients' memory becomes v's and `.grad` is None afterwards. All ranks that share shards call this together.
 
         Args:
             copy: leave `.grad` as it is, at the price of a copy.
+            decay: in [0, 1); v becomes the gradient plus `decay` times the v before, where there is one.
 
         Returns:
             |v|, or |sqrt(P) v| or |P v| with a preconditioner: the wire's `lengths`.
 
         Raises:
-            DirectionError: there is no gradient, it is zero, or not finite; an older v is gone, too.
+            DirectionError: there is no gradient, it is zero, or not finite; an older v is gone, too. Or `decay` is out of
+                its range, or goes with a preconditioner, whose geometry changes; the older v stays.
         """
+        if not 0 <= decay < 1:
+            raise DirectionError(f"decay is {decay}; expected a share of the v before, from 0 to below 1.")
+        if decay and self._preconditioner is not None:
+            raise DirectionError(
+                "decay keeps a share of v, and with a preconditioner only P v is kept; give one of them."
+            )
         shards = self._shards()
+        earlier = self._taken()[0] if decay and self._vector else None
         self._vector = self.checked = self._found = None
         group = self._group if self._model is None else None
-        self._vector = take_vector(shards, self._preconditioner, group, keep=copy, offload=self._offload)
-        self._narrow = any(s.weight.dtype in NARROW for s in shards)
-        self._trusts = self._looked = False
+        self._vector = take_vector(
+            shards, self._preconditioner, group, keep=copy, offload=self._offload, earlier=earlier, decay=decay
+        )
+        self._narrow, self._looked = any(s.weight.dtype in NARROW for s in shards), False
+        self._trusts &= self._takes % self._verify_every != 0
+        self._takes += 1
         if self._step is None:
             self._step = Step(self._target, 1e-4 * (self._vector.weights_norm or 1.0), self._sharers(shards))
         return self._vector.length
@@ -130,6 +153,34 @@ class Direction:
     def length(self) -> float:
         """What `take` gave."""
         return self._taken()[0].length
+
+    @property
+    def carried(self) -> float:
+        """What an earlier v that decays into this one adds to the length: the wire's `carried`; 0 without a decay."""
+        return self._taken()[0].carried
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of v as this rank holds it and of the step, for a checkpoint; empty before `take`. Tensors are not copied."""
+        if self._vector is None or self._step is None:
+            return {}
+        return {
+            **vector_state(self._vector, self._shards()),
+            "step": self._step.size,
+            "methods": (self._found, self._narrow, self._trusts, self._looked, self._takes),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave; products are the same bits then.
+
+        Raises:
+            DirectionError: the state is of other shards; v is as it was.
+        """
+        if not state:
+            return
+        shards = self._shards()
+        self._vector, self.checked = vector_of_state(state, shards, offload=self._offload), None
+        self._step = Step(self._target, state["step"], self._sharers(shards))
+        self._found, self._narrow, self._trusts, self._looked, self._takes = state["methods"]
 
     @property
     def quotient(self) -> float | None:
@@ -273,6 +324,7 @@ class Direction:
             raise failed
         self._band.judge(best)
         self.checked, self._found = best, best.method
+        self._trusts |= best.method == "one-sided"
         return best
 
     def _candidates(self, given: Sequence[MicroBatch]) -> list[Method]:

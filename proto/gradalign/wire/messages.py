@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 from gradalign.errors import InvalidValue
 from gradalign.wire.checks import (
+    LARGEST_PRODUCT,
     check_distinct_ids,
     check_features,
     check_flag,
@@ -150,6 +151,8 @@ class RefreshRequest(RowsRequest):
         products: of the validation problems' rollouts with the validation gradient that they make, of length 1: they add up
             to `lengths`. None: the request has sketches.
         lengths: with products: the norm of the validation gradient, a positive number or a list of one.
+        carried: with products, where the trainer lets an earlier gradient decay into this one: the product of that earlier
+            part with the unit gradient. Products and `carried` add up to `lengths`. None: 0.
 
     The other attributes are those of `ScoreRequest`. With products the trainer makes the validation gradient, and
     `aggregation` and `decay` are not taken.
@@ -159,14 +162,18 @@ class RefreshRequest(RowsRequest):
     decay: float | None = None
     decay_version: int | None = None
     lengths: float | list[float] | None = None
+    carried: float | None = None
 
     only_sketches: ClassVar[tuple[str, ...]] = (*RowsRequest.only_sketches, "aggregation", "decay", "decay_version")
-    only_products: ClassVar[tuple[str, ...]] = (*RowsRequest.only_products, "lengths")
+    only_products: ClassVar[tuple[str, ...]] = (*RowsRequest.only_products, "lengths", "carried")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.products is not None:
             replace_value(self, "lengths", self._checked_length())
+        if self.carried is not None:
+            bound = LARGEST_PRODUCT
+            replace_value(self, "carried", check_number("carried", self.carried, low=-bound, high=bound))
         if self.aggregation is not None:
             check_one_of("aggregation", self.aggregation, AGGREGATIONS)
         if self.decay is not None:

@@ -79,6 +79,10 @@ class TestRefusals:
     def test_within_a_half_and_twice_they_are_taken(self, run, lengths):
         assert refresh(run, lengths=lengths).products_quotient == pytest.approx(2 / lengths)
 
+    def test_products_and_what_is_carried_that_do_not_add_up(self, run):
+        words = "add up to 2, with the carried part to 5 more, and lengths, the norm of their gradient, is 3;"
+        unchanged(run, lambda: refresh(run, lengths=3.0, carried=5.0), InvalidValue, words)
+
     def test_products_against_the_gradient(self, run):
         unchanged(run, lambda: refresh(run, products=np.full((5, 4), -0.1)), InvalidValue, "not -1")
 

@@ -47,6 +47,14 @@ class TestScoring:
         refresh(client, norms=norms, norms_kind="head")
         assert client.run().coherence is None
 
+    def test_an_earlier_gradient_that_is_carried_adds_to_the_length(self, client):
+        assert refresh(client, lengths=6.5, carried=4.5).products_quotient == pytest.approx(1.0)
+        # The unit of products is what the problems themselves add, so weights are as without an earlier gradient.
+        weights = client.score(IDS, **GOOD).weights
+        refresh(client, lengths=2.0)
+        assert client.score(IDS, **{**GOOD, "products_version": 2}).weights == pytest.approx(weights)
+        assert refresh(client, lengths=1.0, carried=-1.0).products_quotient == pytest.approx(1.0)
+
     def test_exact_norms_make_cosines(self, run):
         norms = 2 * np.abs(SUMS) + 0.5
         ranking = run.score(IDS, **GOOD, norms=norms)

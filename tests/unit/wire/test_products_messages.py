@@ -51,6 +51,11 @@ class TestValues:
     def test_a_length_is_a_number_or_a_list_of_one(self, lengths):
         assert refresh(lengths=lengths).lengths == 1.25
 
+    @pytest.mark.parametrize("carried", [-0.5, 0, 2.25])
+    def test_what_is_carried_may_have_either_sign(self, carried):
+        assert refresh(carried=carried).carried == carried
+        assert "carried" not in refresh().header()
+
     def test_what_is_not_asked_for_stays_off_the_wire(self):
         header = score(rollout_weights=False, shrink_weights=False).header()
         assert set(header) == {"run_id", "policy_version", "problem_ids", "products", "products_version"}
@@ -111,6 +116,9 @@ class TestRefusals:
             ({"lengths": []}, "lengths", "one positive number"),
             ({"lengths": "1"}, "lengths", "one positive number"),
             ({"lengths": True}, "lengths", "one positive number"),
+            ({"carried": float("nan")}, "carried", "finite number"),
+            ({"carried": 1e31}, "carried", "finite number"),
+            ({"carried": "1"}, "carried", "finite number"),
             ({"aggregation": "mean"}, "aggregation", "goes with sketches only"),
             ({"decay": 0.5}, "decay", "goes with sketches only"),
         ],

@@ -18,7 +18,7 @@ def add_over_ranks(figures: Mapping[Any, Tensor], group: Any) -> Tensor:
         figures: float64 [n] by device mesh; under None, those of parts with no mesh.
         group: a process group that the parts with no mesh are spread over, or None where this rank holds them whole.
     """
-    total = torch.zeros_like(next(iter(figures.values()))) if figures else torch.zeros(4, dtype=torch.float64)
+    total = torch.zeros_like(next(iter(figures.values()))) if figures else torch.zeros(5, dtype=torch.float64)
     for spread, value in figures.items():
         total = total + sum_over(value, group if spread is None else spread)
     return total

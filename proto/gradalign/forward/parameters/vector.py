@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from gradalign.forward.parameters.shards import Shard, part_of, same_place, squa
 from gradalign.sketch.parameters.shards import LocalGradient
 from gradalign.sketch.preconditioner import Preconditioner
 
-__all__ = ["Vector", "check_preconditioner", "take_vector"]
+__all__ = ["Vector", "check_preconditioner", "take_vector", "vector_of_state", "vector_state"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Vector:
         versions: the shards' version counters when v was taken.
         size: |d|, over all ranks.
         length: |v|, in the preconditioner's geometry; products are those with d / length.
-        expected: what the products of the validation rows add up to: <v, d> / length; without a preconditioner |v|.
+        carried: what an earlier v that decays into this one adds to the length.
+        expected: what the products of the validation rows add up to: <v, d> / length less `carried`; without either |v|.
         weights_norm: |theta|, over all ranks.
     """
 
@@ -38,6 +39,7 @@ class Vector:
     versions: Sequence[int]
     size: float
     length: float
+    carried: float
     expected: float
     weights_norm: float
 
@@ -65,35 +67,101 @@ def _told(part: LocalGradient | None) -> str:
 
 
 def take_vector(
-    shards: Sequence[Shard], preconditioner: Preconditioner | None, group: Any, *, keep: bool, offload: bool
+    shards: Sequence[Shard],
+    preconditioner: Preconditioner | None,
+    group: Any,
+    *,
+    keep: bool,
+    offload: bool,
+    earlier: Vector | None = None,
+    decay: float = 0.0,
 ) -> Vector:
-    """Take v out of the gradients of all shards, with one all-reduce of four scalars.
+    """Take v out of the gradients of all shards, with one all-reduce of five scalars.
+
+    Args:
+        shards: of this rank.
+        preconditioner: of the direction; not with a decay.
+        group: that shards without a mesh are spread over.
+        keep: leave the gradients as they are.
+        offload: keep v on the CPU.
+        earlier: the v before.
+        decay: v is the gradient plus `decay` times the earlier one.
 
     Raises:
         DirectionError: there is no gradient, it is zero, or not finite.
     """
     figures: dict[Any, Tensor] = {}
     parts: list[Tensor | None] = []
-    for shard in shards:
+    before = earlier.parts if earlier is not None and decay else [None] * len(shards)
+    for shard, kept in zip(shards, before, strict=True):
         gradient = shard.gradient(keep=keep)
+        old = None if kept is None else kept.to(shard.weight.device)
+        if old is not None:
+            gradient = old * decay if gradient is None else gradient.add_(old, alpha=decay)
         part = gradient if gradient is None else _directed(gradient, shard, preconditioner)
-        sums = figures.setdefault(shard.spread, torch.zeros(4, dtype=torch.float64))
+        sums = figures.setdefault(shard.spread, torch.zeros(5, dtype=torch.float64))
         if shard.counted:
             sums[3] += square(shard.weight, shard.weight).cpu()
         if part is not None and gradient is not None:
             if shard.counted:
-                sums += torch.stack([*_figures(part, gradient, preconditioner), sums.new_zeros(())])
+                sums[:3] += torch.stack(_figures(part, gradient, preconditioner))
+                sums[4] += 0.0 if old is None else decay * square(old, part).cpu()
             gradient = None
             part = part.to("cpu") if offload else part
         parts.append(part)
-    total = add_over_ranks(figures, group)
-    size, length, product, weights = (float(x) for x in total)
+    size, length, product, weights, carried = (float(x) for x in add_over_ranks(figures, group))
     _check_length(length, parts, shards)
-    places = [s.part._replace(tensor=torch.empty_like(s.weight, device="meta")) for s in shards]
+    length = math.sqrt(length)
     return Vector(
-        parts, places, [s.owner._version for s in shards], math.sqrt(size), math.sqrt(length),
-        product / math.sqrt(length), math.sqrt(weights),
+        parts, _places(shards), [s.owner._version for s in shards], math.sqrt(size), length, carried / length,
+        (product - carried) / length, math.sqrt(weights),
     )  # fmt: skip
+
+
+def vector_state(vector: Vector, shards: Sequence[Shard]) -> dict[str, Any]:
+    """What `vector_of_state` makes the vector of again: parts by name and offset, and figures."""
+    named = zip(vector.places, vector.parts, strict=True)
+    figures = {name: getattr(vector, name) for name in _FIGURES}
+    return {
+        "parts": {_key(place): part for place, part in named},
+        "figures": {**figures, "stale": vector.stale(shards)},
+    }
+
+
+def vector_of_state(state: Mapping[str, Any], shards: Sequence[Shard], *, offload: bool) -> Vector:
+    """The vector that a state is of, for the same shards.
+
+    Raises:
+        DirectionError: it is of other shards.
+    """
+    places, parts = _places(shards), dict(state["parts"])
+    found: list[Tensor | None] = []
+    for place, shard in zip(places, shards, strict=True):
+        part = parts.pop(_key(place), ...)
+        if part is ... or (part is not None and part.shape != shard.weight.shape):
+            had = "nothing" if part is ... else f"shape {tuple(part.shape)}"
+            raise DirectionError(
+                f"the state holds {had} of {place.name} at {place.offset}, and the model here {tuple(shard.weight.shape)}; "
+                "load the state that a rank saved on the same rank of the same model."
+            )
+        found.append(part if part is None else part.to("cpu" if offload else shard.weight.device))
+    if parts:
+        raise DirectionError(f"the state holds {next(iter(parts))}, which is no trainable part of the model here.")
+    figures = dict(state["figures"])
+    versions = [-1 if figures.pop("stale") else s.owner._version for s in shards[:1]]
+    versions += [s.owner._version for s in shards[1:]]
+    return Vector(found, places, versions, **figures)
+
+
+_FIGURES: Final = ("size", "length", "carried", "expected", "weights_norm")
+
+
+def _places(shards: Sequence[Shard]) -> list[LocalGradient]:
+    return [s.part._replace(tensor=torch.empty_like(s.weight, device="meta")) for s in shards]
+
+
+def _key(place: LocalGradient) -> str:
+    return f"{place.name}@{place.offset}"
 
 
 def _directed(gradient: Tensor, shard: Shard, preconditioner: Preconditioner | None) -> Tensor:

@@ -31,6 +31,8 @@ Floats = npt.NDArray[np.float64]
 CANCELLED = 1e-6
 LEAST_QUOTIENT, MOST_QUOTIENT = 0.5, 2.0
 """Between these, products are taken: a ranking does not depend on their unit. Outside of them they are of another loss."""
+LEAST_FRESH = 0.1
+"""Share of its length that a gradient is taken to owe to its own problems, where most of it is carried from earlier ones."""
 
 
 @dataclass(frozen=True)
@@ -120,14 +122,15 @@ def checked_products(request: RefreshRequest) -> ValidationGradient:
             param="products",
         )
     total = float(rollouts.sums[rollouts.finite].sum())
-    quotient = total / request.lengths
+    carried = request.carried or 0.0
+    quotient = (total + carried) / request.lengths
     if not LEAST_QUOTIENT <= quotient <= MOST_QUOTIENT:
         raise InvalidValue(
-            f"the products of the validation problems add up to {total:g} and lengths, the norm of their gradient, is "
-            f"{request.lengths:g}; expected a quotient of 1, and at least within {LEAST_QUOTIENT:g} to {MOST_QUOTIENT:g}, "
-            f"not {quotient:.3g}. Take the products of all validation problems with the weights that their loss had, at the "
-            "parameters of its backward, with its gradient divided by its norm, and a step that changes log-probs by .02 to "
-            ".1.",
+            f"the products of the validation problems add up to {total:g}{_with_carried(request)} and lengths, the norm of "
+            f"their gradient, is {request.lengths:g}; expected a quotient of 1, and at least within {LEAST_QUOTIENT:g} to "
+            f"{MOST_QUOTIENT:g}, not {quotient:.3g}. Take the products of all validation problems with the weights that "
+            "their loss had, at the parameters of its backward, with its gradient divided by its norm, and a step that "
+            "changes log-probs by .02 to .1.",
             param="products",
         )
     return ValidationGradient(
@@ -135,9 +138,13 @@ def checked_products(request: RefreshRequest) -> ValidationGradient:
         coherence=_coherence(request, rollouts),
         used=rollouts.signal,
         finite=rollouts.finite,
-        length=request.lengths / int(rollouts.finite.sum()),
+        length=max(request.lengths - carried, LEAST_FRESH * request.lengths) / int(rollouts.finite.sum()),
         quotient=quotient,
     )
+
+
+def _with_carried(request: RefreshRequest) -> str:
+    return "" if request.carried is None else f", with the carried part to {request.carried:g} more,"
 
 
 def _coherence(request: RefreshRequest, rollouts: RolloutProducts) -> float | None:
