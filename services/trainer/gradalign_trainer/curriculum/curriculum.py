@@ -18,7 +18,7 @@ from gradalign.errors import NotFound, UnavailableError
 from gradalign.wire.projection import Projection
 from gradalign.wire.replies import Ranking, RefreshReply
 from gradalign_trainer.curriculum.failopen import FailOpen
-from gradalign_trainer.curriculum.measured import Measured
+from gradalign_trainer.curriculum.measured import Gradients
 from gradalign_trainer.numerals import counted
 
 __all__ = ["Choice", "Curriculum", "ScorerAddress"]
@@ -85,7 +85,7 @@ class Curriculum(FailOpen):
         scorer: where it is; None chooses at random throughout.
         strategy: the scorer's strategy.
         aggregation: of validation sketches.
-        projection: of the sketches.
+        projection: of the sketches; None in a run of products.
         seed: of random choices.
         needs_validation: whether anything can be scored only against a validation gradient.
     """
@@ -97,7 +97,7 @@ class Curriculum(FailOpen):
         *,
         strategy: str,
         aggregation: str,
-        projection: Projection,
+        projection: Projection | None,
         seed: int,
         needs_validation: bool = True,
     ) -> None:
@@ -125,7 +125,7 @@ class Curriculum(FailOpen):
         return self.adaptive and not self._away
 
     def refresh_validation(
-        self, measured: Measured, *, policy_version: int, decay: float | None = None, decay_version: int | None = None
+        self, measured: Gradients, *, policy_version: int, decay: float | None = None, decay_version: int | None = None
     ) -> RefreshReply | None:
         """Renew the validation gradient; None where the scorer is away, or no validation problem has a signal.
 
@@ -181,7 +181,7 @@ class Curriculum(FailOpen):
             return None
         return None if reply is None else reply.selected
 
-    def choose(self, measured: Measured, count: int, *, policy_version: int, round_number: int) -> Choice:
+    def choose(self, measured: Gradients, count: int, *, policy_version: int, round_number: int) -> Choice:
         """The best `count` problems of those measured, and every one's weight.
 
         Where the scorer is away or holds no validation gradient, the choice is random and all weights are 1.
@@ -192,7 +192,7 @@ class Curriculum(FailOpen):
         weights = dict(zip(ranking.problem_ids, ranking.weights, strict=True))
         return Choice(selected=ranking.selected, weights=weights, ranking=ranking)
 
-    def record(self, measured: Measured, *, policy_version: int) -> None:
+    def record(self, measured: Gradients, *, policy_version: int) -> None:
         """Score problems without selecting any, so that the scorer remembers them as they are now."""
         if self.adaptive and not self._away and not self.needs_validation:
             self._ranking(measured.distinct(), policy_version)

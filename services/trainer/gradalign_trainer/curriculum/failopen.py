@@ -17,7 +17,7 @@ from gradalign import Client
 from gradalign.errors import NotFound, UnavailableError, ValidationMismatch, ValidationMissing
 from gradalign.wire.projection import Projection
 from gradalign.wire.replies import Ranking, RefreshReply
-from gradalign_trainer.curriculum.measured import Measured
+from gradalign_trainer.curriculum.measured import Gradients
 from gradalign_trainer.fallbacks import AWAY, NO_SIGNAL, UNFIT, WORDS, Fallbacks
 
 __all__ = ["FailOpen"]
@@ -30,7 +30,7 @@ class FailOpen(ABC):
     """What every conversation of a run with its scorer shares.
 
     Args:
-        projection: of the run's sketches.
+        projection: of the run's sketches; None where it sends products.
         strategy: the scorer's strategy.
         aggregation: of validation sketches.
         wants_validation: whether anything is scored only against a validation gradient.
@@ -43,7 +43,9 @@ class FailOpen(ABC):
         reasons: rounds or batches that went on without a ranking although one was wanted, by why.
     """
 
-    def __init__(self, *, projection: Projection, strategy: str, aggregation: str, wants_validation: bool) -> None:
+    def __init__(
+        self, *, projection: Projection | None, strategy: str, aggregation: str, wants_validation: bool
+    ) -> None:
         self._projection, self._strategy, self._aggregation = projection, strategy, aggregation
         self._away = False
         self._no_validation = UNFIT  # why there is no validation gradient, where there is none
@@ -79,10 +81,10 @@ class FailOpen(ABC):
         return kept
 
     def _refreshed(
-        self, measured: Measured, policy_version: int, *, decay: float | None = None, decay_version: int | None = None
+        self, measured: Gradients, policy_version: int, *, decay: float | None = None, decay_version: int | None = None
     ) -> RefreshReply | None:
         """The answer to a refresh; None where the scorer is away, or no problem has a signal: what it holds then stays."""
-        if not measured.sketches.any():
+        if not measured.signal:
             logger.warning(
                 "None of the %d validation problems has a signal at policy version %d: every rollout of each got the same "
                 "reward. Take more rollouts (validation_rollouts), or problems that the policy solves sometimes.",
@@ -107,7 +109,7 @@ class FailOpen(ABC):
             self._no_validation = UNFIT
         return reply
 
-    def _ranking(self, measured: Measured, policy_version: int, *, select: int | None = None) -> Ranking | None:
+    def _ranking(self, measured: Gradients, policy_version: int, *, select: int | None = None) -> Ranking | None:
         """The scorer's ranking; None where it is away or holds another validation gradient than was measured against."""
         try:
             return self._attempt(

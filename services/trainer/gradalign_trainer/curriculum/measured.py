@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from gradalign import Client
 from gradalign.wire.replies import Ranking, RefreshReply
 
-__all__ = ["Measured"]
+__all__ = ["Gradients", "Measured", "first_rows"]
 
 T = TypeVar("T")
+
+
+class Gradients(Protocol):
+    """What the scorer gets of problems: `Measured` sketches, or `MeasuredProducts`."""
+
+    @property
+    def problem_ids(self) -> Sequence[str]:
+        """Distinct ids."""
+
+    @property
+    def signal(self) -> bool:
+        """Whether any gradient is not zero."""
+
+    def refresh(self, client: Client, **settings: Any) -> RefreshReply:
+        """Send them as those of validation problems."""
+
+    def score(self, client: Client, **settings: Any) -> Ranking:
+        """Send them as those of candidates."""
+
+    def distinct(self) -> Gradients:
+        """The same with only the first row of every problem."""
+
+    def with_features(self, features: Tensor) -> Gradients:
+        """The same with features of the problems, [P, F]."""
+
+
+def first_rows(problem_ids: Sequence[str]) -> list[int]:
+    """Where each id comes first, in order."""
+    return sorted({problem_id: row for row, problem_id in reversed(list(enumerate(problem_ids)))}.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +71,11 @@ class Measured:
     dots_version: int | None = None
     features: Tensor | None = None
 
+    @property
+    def signal(self) -> bool:
+        """Whether any gradient is not zero."""
+        return bool(self.sketches.any())
+
     def refresh(self, client: Client, **settings: Any) -> RefreshReply:
         """Send them as the gradients of validation problems; settings and errors as of `Client.refresh_validation`."""
         return client.refresh_validation(
@@ -65,8 +99,7 @@ class Measured:
 
     def distinct(self) -> Measured:
         """The same with only the first row of every problem."""
-        first = list({problem_id: row for row, problem_id in reversed(list(enumerate(self.problem_ids)))}.values())
-        first.sort()
+        first = first_rows(self.problem_ids)
 
         def rows(column: Sequence[T]) -> list[T]:
             return [column[row] for row in first]
@@ -82,3 +115,7 @@ class Measured:
             dots_version=self.dots_version,
             features=None if self.features is None else self.features[first],
         )
+
+    def with_features(self, features: Tensor) -> Measured:
+        """The same with features of the problems, [P, F]."""
+        return replace(self, features=features)

@@ -6,7 +6,6 @@ A batch takes two backwards: one from which the sketches are taken, one on the w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from statistics import fmean
 
 from gradalign_trainer.curriculum.curriculum import Choice
@@ -59,6 +58,6 @@ def _weigh(shop: Workshop, scored: ScoredRollouts) -> Choice:
         return shop.curriculum.choose_at_random(ids, len(ids), round_number=shop.round_number)
     measured = shop.policy.measure(scored)
     if shop.features is not None:
-        measured = replace(measured, features=shop.features.rows(ids))
+        measured = measured.with_features(shop.features.rows(ids))
     version = shop.policy.version
     return shop.curriculum.choose(measured, len(ids), policy_version=version, round_number=shop.round_number)

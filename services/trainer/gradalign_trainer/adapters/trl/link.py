@@ -152,6 +152,7 @@ class ScorerLink(FailOpen):
                 logger.warning("The curriculum of %s is gone from the scorer: %s", self._snapshot, error)
         elif self._resumed:
             logger.warning("The checkpoint at step %d came without a curriculum; the scorer's goes on.", self._step)
+        assert self._projection is not None
         if held.projection is not None and held.projection["id"] != self._projection.id:
             raise _other_projection(
                 self._config.run_id, f"it holds {held.projection['id']}, this run makes {self._projection.id}"
