@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from gradalign import Client, GradAlignError, Projection
 from gradalign.errors import Fenced
 
+ALIGNMENTS = ("capture", "exact", "forward")
+
 
 def problems_of(url, run_id):
     with Client(url, run_id=run_id) as client:
@@ -53,6 +55,40 @@ def test_sketches_may_travel_as_int8(scorer, play, run_id):
     assert last["selected_alignment"] > last["alignment"]
     assert sum(row.times_scored for row in problems_of(scorer.url, run_id).values()) == 2 * 24
     assert "score" in seen.stages
+
+
+def test_products_rank_as_exact_gradients_do(scorer, play, run_id):
+    """The first round's rollouts are the same, so its alignments are of the same gradients, in another unit."""
+    settings = {"rounds": 1, "evaluate_every": 1}
+    by_alignment = {}
+    for alignment in ("exact", "forward"):
+        name = f"{run_id}-{alignment}"
+        play(scorer.url, alignment, run_id=name, alignment=alignment, strategy="dot", **settings)
+        by_alignment[alignment] = problems_of(scorer.url, name)
+        with Client(scorer.url, run_id=name) as client:
+            state = client.run()
+    assert (state.kind, state.alignment_kind) == ("products", "product")
+    assert state.products_quotient == pytest.approx(1.0, abs=0.02)
+    exact, forward = by_alignment["exact"], by_alignment["forward"]
+    assert exact.keys() == forward.keys()
+    dots = torch.tensor([[exact[i].priority, forward[i].alignment] for i in exact])
+    assert torch.corrcoef(dots.T)[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("strategy", ["shrunken", "accgreedy", "cosine_accuracy"])
+def test_strategies_of_products(scorer, play, run_id, strategy):
+    result, _ = play(scorer.url, alignment="forward", strategy=strategy)
+    assert result.fallbacks == 0
+    rows = problems_of(scorer.url, run_id)
+    assert sum(row.times_selected for row in rows.values()) == 2 * 8
+
+
+def test_every_rollout_can_have_a_weight_of_its_own(scorer, play, run_id):
+    settings = {"mode": "weight", "alignment": "forward", "rounds": 1}
+    groups, _ = play(scorer.url, "groups", run_id=f"{run_id}-g", **settings)
+    rollouts, seen = play(scorer.url, "rollouts", run_id=f"{run_id}-r", rollout_weights=True, **settings)
+    assert seen.reports[-1].figures["fallback"] == 0
+    assert any(not torch.equal(weights(groups)[name], weight) for name, weight in weights(rollouts).items())
 
 
 def test_random_choice_needs_no_scorer(play):
@@ -124,9 +160,9 @@ def test_a_run_stops_behind_the_round_that_spends_its_rollouts(play):
     assert resumed.reports[-1].figures["rollouts"] == 96
 
 
-@pytest.mark.parametrize("exact", [False, True], ids=["sketched", "exact"])
-def test_a_run_that_was_cut_off_resumes_bit_for_bit(scorer, play, run_id, exact, tmp_path):
-    settings = {"rounds": 4, "refresh_every": 3, "checkpoint_every": 2, "exact_alignments": exact, "evaluate_every": 4}
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_a_run_that_was_cut_off_resumes_bit_for_bit(scorer, play, run_id, alignment):
+    settings = {"rounds": 4, "refresh_every": 3, "checkpoint_every": 2, "alignment": alignment, "evaluate_every": 4}
     unbroken, _ = play(scorer.url, "unbroken", run_id=f"{run_id}-a", **settings)
     cut, _ = play(scorer.url, "cut", run_id=f"{run_id}-b", **{**settings, "rounds": 3})
     # The third round was scored and trained on, and its checkpoint never written.
@@ -137,7 +173,7 @@ def test_a_run_that_was_cut_off_resumes_bit_for_bit(scorer, play, run_id, exact,
     assert resumed.reports[-1].pass_rate == unbroken.reports[-1].pass_rate
     assert resumed.reports[-1].figures["alignment"] == unbroken.reports[-1].figures["alignment"]
     assert problems_of(scorer.url, f"{run_id}-a") == problems_of(scorer.url, f"{run_id}-b")
-    if exact:
+    if alignment == "exact":
         assert unbroken.reports[-1].figures["reliability"] == 1
 
 
@@ -223,9 +259,9 @@ IN_BATCH = {
 }
 
 
-@pytest.mark.parametrize("exact", [False, True], ids=["sketched", "exact"])
-def test_weighting_with_proposals_resumes_bit_for_bit(scorer, play, run_id, exact):
-    settings = {**IN_BATCH, "rounds": 4, "checkpoint_every": 2, "exact_alignments": exact}
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_weighting_with_proposals_resumes_bit_for_bit(scorer, play, run_id, alignment):
+    settings = {**IN_BATCH, "rounds": 4, "checkpoint_every": 2, "alignment": alignment}
     unbroken, seen = play(scorer.url, "unbroken", run_id=f"{run_id}-a", **settings)
     assert unbroken.fallbacks == 0
     last = seen.reports[-1].figures
@@ -287,9 +323,9 @@ def test_an_output_folder_of_an_earlier_run_is_refused(play, run_id):
         play(None, strategy="random", rounds=2, resume=True, run_id=f"{run_id}-other")
 
 
-@pytest.mark.parametrize("exact", [False, True], ids=["sketched", "exact"])
-def test_updates_can_score_what_they_train_on_and_train_the_same(scorer, play, run_id, exact):
-    settings = {"exact_alignments": exact, "batch_problems": 12}  # 8 are selected: some come twice in a batch
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_updates_can_score_what_they_train_on_and_train_the_same(scorer, play, run_id, alignment):
+    settings = {"alignment": alignment, "batch_problems": 12}  # 8 are selected: some come twice in a batch
     plain, _ = play(scorer.url, "plain", run_id=f"{run_id}-a", **settings)
     told, _ = play(scorer.url, "told", run_id=f"{run_id}-b", score_updates=True, **settings)
     for name, weight in weights(plain).items():

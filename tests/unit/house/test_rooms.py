@@ -11,11 +11,21 @@ ROOMS, ARROWS = house.measured()
 ARCHITECTURE = house.ROOT / "docs/architecture.md"
 
 MAY_IMPORT = {
-    "gradalign:base": set(),
-    "gradalign.client": {"gradalign.wire"},
-    "gradalign.forward": {"gradalign.forward.parameters", "gradalign.forward.passes", "gradalign.sketch"},
-    "gradalign.forward.parameters": {"gradalign.sketch", "gradalign.sketch.parameters"},
-    "gradalign.forward.passes": {"gradalign.forward.parameters"},
+    "gradalign.client": {
+        "gradalign.wire",
+    },
+    "gradalign.forward": {
+        "gradalign.forward.parameters",
+        "gradalign.forward.passes",
+        "gradalign.sketch",
+    },
+    "gradalign.forward.parameters": {
+        "gradalign.sketch",
+        "gradalign.sketch.parameters",
+    },
+    "gradalign.forward.passes": {
+        "gradalign.forward.parameters",
+    },
     "gradalign.sketch": {
         "gradalign.sketch.capture",
         "gradalign.sketch.hashing",
@@ -31,16 +41,28 @@ MAY_IMPORT = {
         "gradalign.sketch.parameters",
         "gradalign.wire",
     },
-    "gradalign.sketch.capture.operators": {"gradalign.sketch.capture.rows"},
+    "gradalign.sketch.capture.operators": {
+        "gradalign.sketch.capture.rows",
+    },
     "gradalign.sketch.capture.rows": set(),
-    "gradalign.sketch.hashing": {"gradalign.sketch.kernels"},
-    "gradalign.sketch.kernels": {"gradalign.wire"},
-    "gradalign.sketch.parameters": {"gradalign.sketch.kernels", "gradalign.wire"},
-    "gradalign:top": {"gradalign.client", "gradalign.wire"},
-    "gradalign.watch": {"gradalign.client", "gradalign.wire"},
+    "gradalign.sketch.hashing": {
+        "gradalign.sketch.kernels",
+    },
+    "gradalign.sketch.kernels": {
+        "gradalign.wire",
+    },
+    "gradalign.sketch.parameters": {
+        "gradalign.sketch.kernels",
+        "gradalign.wire",
+    },
+    "gradalign.watch": {
+        "gradalign.client",
+        "gradalign.wire",
+    },
     "gradalign.wire": set(),
-    "gradalign_scorer.access": {"gradalign_scorer.http"},
-    "gradalign_scorer:base": set(),
+    "gradalign_scorer.access": {
+        "gradalign_scorer.http",
+    },
     "gradalign_scorer.http": set(),
     "gradalign_scorer.ranking": set(),
     "gradalign_scorer.routes": {
@@ -63,7 +85,11 @@ MAY_IMPORT = {
     },
     "gradalign_scorer.store.embedded": set(),
     "gradalign_scorer.store.records": set(),
-    "gradalign_scorer.telemetry": {"gradalign_scorer.http", "gradalign_scorer.store"},
+    "gradalign_scorer.telemetry": {
+        "gradalign_scorer.http",
+        "gradalign_scorer.store",
+    },
+    "gradalign_scorer:base": set(),
     "gradalign_scorer:top": {
         "gradalign_scorer.access",
         "gradalign_scorer.http",
@@ -73,7 +99,9 @@ MAY_IMPORT = {
         "gradalign_scorer.store",
         "gradalign_scorer.telemetry",
     },
-    "gradalign_trainer.adapters": {"gradalign_trainer.datasets.records"},
+    "gradalign_trainer.adapters": {
+        "gradalign_trainer.datasets.records",
+    },
     "gradalign_trainer.adapters.trl": {
         "gradalign.sketch",
         "gradalign_trainer.adapters",
@@ -84,7 +112,6 @@ MAY_IMPORT = {
         "gradalign_trainer.adapters",
         "gradalign_trainer.curriculum",
     },
-    "gradalign_trainer:base": set(),
     "gradalign_trainer.config": {
         "gradalign_trainer.datasets.sources",
         "gradalign_trainer.reporting",
@@ -98,7 +125,9 @@ MAY_IMPORT = {
         "gradalign_trainer.worlds",
     },
     "gradalign_trainer.datasets.records": set(),
-    "gradalign_trainer.datasets.sources": {"gradalign_trainer.datasets.records"},
+    "gradalign_trainer.datasets.sources": {
+        "gradalign_trainer.datasets.records",
+    },
     "gradalign_trainer.demo": {
         "gradalign_trainer.config",
         "gradalign_trainer.curriculum",
@@ -107,7 +136,15 @@ MAY_IMPORT = {
         "gradalign_trainer.runs",
         "gradalign_trainer.worlds",
     },
-    "gradalign_trainer.grpo": {"gradalign.sketch", "gradalign_trainer.config", "gradalign_trainer.curriculum"},
+    "gradalign_trainer.grpo": set(),
+    "gradalign_trainer.policy": {
+        "gradalign.forward",
+        "gradalign.sketch",
+        "gradalign.sketch.parameters",
+        "gradalign_trainer.config",
+        "gradalign_trainer.curriculum",
+        "gradalign_trainer.grpo",
+    },
     "gradalign_trainer.rank": {
         "gradalign.sketch",
         "gradalign_trainer.curriculum",
@@ -130,27 +167,45 @@ MAY_IMPORT = {
         "gradalign_trainer.runs",
         "gradalign_trainer.worlds",
     },
-    "gradalign_trainer.reproduce.report": {"gradalign_trainer.reproduce.grid", "gradalign_trainer.worlds"},
-    "gradalign_trainer.rewards": {"gradalign_trainer.datasets.sources", "gradalign_trainer.worlds"},
-    "gradalign_trainer.rounds": {"gradalign_trainer.config", "gradalign_trainer.curriculum", "gradalign_trainer.grpo"},
+    "gradalign_trainer.reproduce.report": {
+        "gradalign_trainer.reproduce.grid",
+        "gradalign_trainer.worlds",
+    },
+    "gradalign_trainer.rewards": {
+        "gradalign_trainer.datasets.sources",
+        "gradalign_trainer.worlds",
+    },
+    "gradalign_trainer.rounds": {
+        "gradalign_trainer.config",
+        "gradalign_trainer.curriculum",
+        "gradalign_trainer.grpo",
+        "gradalign_trainer.policy",
+    },
     "gradalign_trainer.runs": {
         "gradalign_trainer.config",
         "gradalign_trainer.curriculum",
         "gradalign_trainer.datasets",
         "gradalign_trainer.datasets.records",
         "gradalign_trainer.grpo",
+        "gradalign_trainer.policy",
         "gradalign_trainer.reporting",
         "gradalign_trainer.rewards",
         "gradalign_trainer.rounds",
         "gradalign_trainer.worlds",
     },
+    "gradalign_trainer.worlds": set(),
+    "gradalign_trainer:base": set(),
     "gradalign_trainer:top": {
         "gradalign_trainer.config",
         "gradalign_trainer.demo",
         "gradalign_trainer.reporting",
         "gradalign_trainer.runs",
     },
-    "gradalign_trainer.worlds": set(),
+    "gradalign:base": set(),
+    "gradalign:top": {
+        "gradalign.client",
+        "gradalign.wire",
+    },
 }
 EVERYWHERE = {"gradalign": {"gradalign:base"}, "others": {"gradalign:base", "gradalign:top", "gradalign.wire"}}
 """What every room of a package may import besides: the errors, the wire and the public names."""

@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from gradalign_trainer.config.training import TrainConfig
+from gradalign_trainer.config.training import WITH_SKETCHES, TrainConfig
 from gradalign_trainer.settings import SettingsError, key_of, nearest, read_toml, with_override
 
 __all__ = ["load_config"]
@@ -127,13 +127,41 @@ def _clashes(config: TrainConfig) -> list[str]:
         for name in ("train_on_validation", "proposals")
         if getattr(config, name) and config.mode != "weight"
     ]
-    if config.exact_alignments and config.aggregation == "normalized":
-        faults.append(
-            'exact_alignments = true needs the validation gradient as one sum, which aggregation = "normalized" does not '
-            'give. Set aggregation = "pooled" or "mean".'
-        )
+    faults += _clashes_of_alignment(config)
     if config.model == "tiny-bytes" and config.warm_start is not None and config.warm_start_steps == 0:
         faults.append("model.warm_start is given and model.warm_start_steps is 0; expected at least 1 step, 300 say.")
+    return faults
+
+
+def _clashes_of_alignment(config: TrainConfig) -> list[str]:
+    faults = []
+    forward = config.alignment == "forward"
+    if config.alignment != "capture" and config.aggregation == "normalized":
+        given = "exact_alignments = true" if config.exact_alignments else f'alignment = "{config.alignment}"'
+        faults.append(
+            f'{given} needs the validation gradient as one sum, which aggregation = "normalized" does not give. Set '
+            'aggregation = "pooled" or "mean".'
+        )
+    if config.exact_alignments and forward:
+        faults.append(
+            'exact_alignments = true takes exact products with sketches, and alignment = "forward" sends none. Products by '
+            "forward passes are exact to the step's error: set exact_alignments = false."
+        )
+    if forward and config.strategy in WITH_SKETCHES:
+        faults.append(
+            f'strategy = "{config.strategy}" needs more of the gradients than their products, which is all that alignment = '
+            '"forward" gives. Set alignment = "capture", or a strategy that ranks by products (cosine or shrunken, say).'
+        )
+    if config.strategy == "shrunken" and not forward:
+        faults.append(
+            'strategy = "shrunken" needs the products of single rollouts, which sketches do not tell. Set alignment = '
+            '"forward", or another strategy.'
+        )
+    if config.rollout_weights and not (forward and config.mode == "weight"):
+        faults.append(
+            f'rollout_weights = true belongs to mode "weight" with alignment = "forward", and mode = "{config.mode}" with '
+            f'alignment = "{config.alignment}". Set rollout_weights = false, or those.'
+        )
     return faults
 
 

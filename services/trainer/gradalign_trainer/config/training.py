@@ -28,7 +28,7 @@ from typing import Any
 
 from gradalign.wire.checks import MAX_FEATURES, NAME_PATTERN
 from gradalign.wire.matrix import SENT_DTYPES
-from gradalign.wire.messages import AGGREGATIONS, MAX_POOL, MAX_PROBLEMS, SKETCH_STRATEGIES
+from gradalign.wire.messages import AGGREGATIONS, MAX_POOL, MAX_PROBLEMS, STRATEGIES
 from gradalign.wire.projection import MAX_DIM
 from gradalign_trainer.datasets.sources.source import DataSpec, parse_sources
 from gradalign_trainer.reporting.tracking import TRACKERS
@@ -63,6 +63,7 @@ def _bad_sources(value: Any) -> str | None:
     return None
 
 
+WITH_SKETCHES = ("learnalign", "diverse", "norm")  # that ask for more of a gradient than a product
 WITHOUT_VALIDATION = ("norm", "learnalign", "accgreedy", "accuracy_band")  # strategies that look at candidates alone
 _SEED = limits(low=0, high=2**53 - 1)
 _COUNT = limits(low=1)
@@ -120,8 +121,13 @@ class TrainConfig:
         validation_decay: share of the validation gradient before that stays in the next: v becomes decay v + the new mean.
         train_on_validation: let each fresh gradient of validation problems join the update that follows; in mode `weight`.
         aggregation: of validation sketches: `pooled`, `mean` or `normalized`.
-        exact_alignments: keep the full validation gradient and take exact products with it, so that alignments have no
-            error of projection; memory of one more gradient, and not with `normalized`.
+        alignment: how gradients are compared with the validation gradient. `capture` sends the scorer sketches of them, out
+            of a batched backward. `exact` does, and keeps the full validation gradient and takes exact products with it, so
+            that alignments have no error of projection: memory of one more gradient. `forward` sends products of every
+            rollout, out of one forward without a backward: strategies that compare candidates with one another are not for
+            it. The last two not with aggregation `normalized`.
+        exact_alignments: true is `alignment = "exact"`.
+        rollout_weights: in mode `weight` with alignment `forward`, weigh every rollout of a group by itself.
         dim: buckets of a sketch.
         projection_seed: of the sketch; runs that share it and `dim` have comparable sketches.
         rounds: selection cycles.
@@ -174,7 +180,7 @@ class TrainConfig:
     scorer_timeout: float = field(default=30.0, metadata=limits(key="scorer.timeout", above=0))
     scorer_retries: int = field(default=5, metadata=limits(key="scorer.retries", low=0, high=100))
     sketch_dtype: str = field(default="float32", metadata=limits(key="scorer.sketch_dtype", choices=SENT_DTYPES))
-    strategy: str = field(default="cosine", metadata=limits(choices=(*SKETCH_STRATEGIES, "oracle")))
+    strategy: str = field(default="cosine", metadata=limits(choices=(*STRATEGIES, "oracle")))
     mode: str = field(default="choose", metadata=limits(choices=("choose", "weight", "dynamic")))
     score_updates: bool = False
     proposals: bool = False
@@ -192,7 +198,9 @@ class TrainConfig:
     validation_decay: float = field(default=0.0, metadata=limits(low=0, high=1))
     train_on_validation: bool = False
     aggregation: str = field(default="pooled", metadata=limits(choices=AGGREGATIONS))
+    alignment: str = field(default="capture", metadata=limits(choices=("capture", "exact", "forward")))
     exact_alignments: bool = False
+    rollout_weights: bool = False
     dim: int = field(default=8192, metadata=limits(low=1, high=MAX_DIM))
     projection_seed: int = field(default=0, metadata=_SEED)
     rounds: int = field(default=15, metadata=_COUNT)
@@ -217,6 +225,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.exact_alignments and self.alignment == "capture":
+            object.__setattr__(self, "alignment", "exact")
 
     @property
     def needs_scorer(self) -> bool:
@@ -226,4 +236,5 @@ class TrainConfig:
     @property
     def needs_validation(self) -> bool:
         """Whether what is asked of the scorer depends on a validation gradient."""
-        return self.needs_scorer and (self.mode == "weight" or self.strategy not in WITHOUT_VALIDATION)
+        looks = self.mode == "weight" or self.alignment == "forward" or self.strategy not in WITHOUT_VALIDATION
+        return self.needs_scorer and looks

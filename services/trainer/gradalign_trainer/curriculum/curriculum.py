@@ -67,12 +67,14 @@ class Choice:
     Attributes:
         selected: problem ids, best first.
         weights: by problem id, in [0, 1].
+        rollout_weights: by problem id, in [0, 1] for each rollout; None where the scorer was not asked.
         ranking: the scorer's reply; None where the choice was made here.
         fallback: the scorer was wanted, and there was no ranking of it.
     """
 
     selected: Sequence[str]
     weights: dict[str, float] = field(default_factory=dict)
+    rollout_weights: dict[str, Sequence[float]] | None = None
     ranking: Ranking | None = None
     fallback: bool = False
 
@@ -190,7 +192,11 @@ class Curriculum(FailOpen):
         if ranking is None:
             return self.choose_at_random(measured.problem_ids, count, round_number=round_number)
         weights = dict(zip(ranking.problem_ids, ranking.weights, strict=True))
-        return Choice(selected=ranking.selected, weights=weights, ranking=ranking)
+        each = ranking.rollout_weights
+        rollouts: dict[str, Sequence[float]] | None = None
+        if each is not None:
+            rollouts = dict(zip(ranking.problem_ids, each, strict=True))
+        return Choice(selected=ranking.selected, weights=weights, rollout_weights=rollouts, ranking=ranking)
 
     def record(self, measured: Gradients, *, policy_version: int) -> None:
         """Score problems without selecting any, so that the scorer remembers them as they are now."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,9 @@ from gradalign.wire.replies import Ranking, RefreshReply
 from gradalign_trainer.curriculum.measured import first_rows
 
 __all__ = ["MeasuredProducts"]
+
+
+_OF_SKETCHES = ("projection", "aggregation", "decay", "decay_version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +49,8 @@ class MeasuredProducts:
         """Whether any gradient is not zero."""
         return any(any(group) for group in self.products)
 
-    def refresh(self, client: Client, *, policy_version: int, **_: Any) -> RefreshReply:
-        """Send them as those of validation problems, without settings of sketches; errors as of `Client.refresh_validation`."""
+    def refresh(self, client: Client, **settings: Any) -> RefreshReply:
+        """Send them as those of validation problems; settings of sketches stay here. Errors: `Client.refresh_validation`."""
         return client.refresh_validation(
             self.problem_ids,
             products=self.products,
@@ -55,13 +58,11 @@ class MeasuredProducts:
             carried=self.carried,
             tokens=self.tokens,
             rollouts=[len(group) for group in self.products],
-            policy_version=policy_version,
+            **_without_sketches(settings),
         )
 
-    def score(
-        self, client: Client, *, policy_version: int, strategy: str, select: int | None = None, **_: Any
-    ) -> Ranking:
-        """Send them as those of candidates, without settings of sketches; errors as of `Client.score`."""
+    def score(self, client: Client, **settings: Any) -> Ranking:
+        """Send them as those of candidates; settings of sketches stay here. Errors: `Client.score`."""
         return client.score(
             self.problem_ids,
             products=self.products,
@@ -71,9 +72,7 @@ class MeasuredProducts:
             pass_rates=self.pass_rates,
             features=self.features,
             rollout_weights=self.rollout_weights,
-            policy_version=policy_version,
-            strategy=strategy,
-            select=select,
+            **_without_sketches(settings),
         )
 
     def distinct(self) -> MeasuredProducts:
@@ -91,3 +90,7 @@ class MeasuredProducts:
     def with_features(self, features: Tensor) -> MeasuredProducts:
         """The same with features of the problems, [P, F]."""
         return replace(self, features=features)
+
+
+def _without_sketches(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in _OF_SKETCHES}

@@ -1,5 +1,4 @@
-"""The policy and what GRPO does with it: rollouts, advantages, loss, gradients, updates, evaluation.
+"""What GRPO does with a model: rollouts, advantages, the loss, evaluation; and features of prompts.
 
-May import the configuration and the curriculum's messages. A change here keeps the paper's
-gradient: one token mean a problem.
+May import the problems. A change here keeps the paper's gradient: one token mean a problem.
 """

@@ -1,7 +1,7 @@
 """Rollouts: batched sampling from any Hugging Face causal LM, with a KV cache.
 
-Every prompt is prefilled once; its cache is then repeated for the rollouts of its group. Log-probabilities are not
-kept: the gradient is taken at the very weights that sampled, where the importance ratio is 1.
+Every prompt is prefilled once; its cache is then repeated for the rollouts of its group. The gradient is taken at the very
+weights that sampled, where the importance ratio is 1.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class RolloutBatch:
         texts: P*G completions, decoded without special tokens.
         group_size: G.
         temperature: that the tokens were sampled at; the policy gradient is taken at the same.
+        logprobs: float32 [P*G, Tc], log-probabilities of the sampled tokens at their temperature, 0 on padding; None where
+            they are not known.
     """
 
     prompt_ids: Tensor
@@ -57,6 +59,7 @@ class RolloutBatch:
     texts: Sequence[str]
     group_size: int
     temperature: float
+    logprobs: Tensor | None = None
 
     @property
     def tokens(self) -> Tensor:
@@ -75,6 +78,7 @@ class RolloutBatch:
             prompt_mask=prompt_mask[:, start:],
             completion_ids=self.completion_ids[rows, :longest],
             completion_mask=mask[:, :longest],
+            logprobs=None if self.logprobs is None else self.logprobs[rows, :longest],
             texts=[self.texts[row] for row in rows.tolist()],
             group_size=self.group_size,
             temperature=self.temperature,
@@ -92,11 +96,13 @@ def join_batches(parts: Sequence[RolloutBatch]) -> RolloutBatch:
     def right(rows: Tensor) -> Tensor:
         return functional.pad(rows, (0, completion - rows.shape[1]))
 
+    logprobs = [right(part.logprobs) for part in parts if part.logprobs is not None]
     return RolloutBatch(
         prompt_ids=torch.cat([left(part.prompt_ids) for part in parts]),
         prompt_mask=torch.cat([left(part.prompt_mask) for part in parts]),
         completion_ids=torch.cat([right(part.completion_ids) for part in parts]),
         completion_mask=torch.cat([right(part.completion_mask) for part in parts]),
+        logprobs=None if len(logprobs) < len(parts) else torch.cat(logprobs),
         texts=[text for part in parts for text in part.texts],
         group_size=parts[0].group_size,
         temperature=parts[0].temperature,
@@ -147,7 +153,7 @@ def generate(
     size = sampling.prompts_per_batch
     parts = [sampler.complete(*part) for part in zip(prompt_ids.split(size), prompt_mask.split(size), strict=True)]
     model.train(was_training)
-    tokens, mask = (torch.cat(column) for column in zip(*parts, strict=True))
+    tokens, mask, logprobs = (torch.cat(column) for column in zip(*parts, strict=True))
     longest = int(mask.sum(1).max())
     tokens, mask = tokens[:, :longest], mask[:, :longest]
     return RolloutBatch(
@@ -155,6 +161,7 @@ def generate(
         prompt_mask=prompt_mask,
         completion_ids=tokens,
         completion_mask=mask,
+        logprobs=logprobs[:, :longest],
         texts=tokenizer.batch_decode(tokens, skip_special_tokens=True),
         group_size=sampling.group_size,
         temperature=sampling.temperature,
@@ -169,15 +176,16 @@ class _Sampler:
     pad: int
     generator: torch.Generator
 
-    def complete(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and mask of a group for every prompt, int64 [P*G, max_new_tokens] each."""
+    def complete(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens and mask, int64, and log-probs of a group for every prompt, [P*G, max_new_tokens] each."""
         steps = list(self._steps(ids, mask))
-        tokens, live = (torch.stack(column, dim=1) for column in zip(*steps, strict=True))
+        tokens, live, logprobs = (torch.stack(column, dim=1) for column in zip(*steps, strict=True))
         spare = (0, self.sampling.max_new_tokens - len(steps))
-        return functional.pad(tokens, spare, value=self.pad), functional.pad(live.long(), spare)
+        padded = functional.pad(tokens, spare, value=self.pad)
+        return padded, functional.pad(live.long(), spare), functional.pad(logprobs, spare)
 
-    def _steps(self, ids: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (token, live) [P*G] step by step: the sampled token, and whether it belongs to its completion."""
+    def _steps(self, ids: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield (token, live, log-prob) [P*G] step by step: what was sampled, and whether it belongs to its completion."""
         group_size = self.sampling.group_size
         accepts = inspect.signature(self.model.forward).parameters
         cache_name = "cache" if "cache" in accepts else "past_key_values"  # the name changed within transformers 5
@@ -191,8 +199,9 @@ class _Sampler:
         position = positions[:, -1:].repeat_interleave(group_size, dim=0)
         live = torch.ones(len(mask), dtype=torch.bool, device=ids.device)
         for step in range(self.sampling.max_new_tokens):
-            token = torch.where(live, self._draw(logits), self.pad)
-            yield token, live
+            drawn, logprob = self._draw(logits)
+            token = torch.where(live, drawn, self.pad)
+            yield token, live, torch.where(live, logprob, 0.0)
             live = live & ~torch.isin(token, self.ends)
             if step + 1 == self.sampling.max_new_tokens or not live.any():
                 return
@@ -204,8 +213,11 @@ class _Sampler:
             )
             logits = output.logits[:, -1]
 
-    def _draw(self, logits: Tensor) -> Tensor:
+    def _draw(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and their log-probs; the likeliest at temperature 0, with the log-prob at 1."""
+        probabilities = torch.softmax(logits.float() / (self.sampling.temperature or 1.0), dim=-1)
         if self.sampling.temperature == 0:
-            return logits.argmax(-1)
-        probabilities = torch.softmax(logits.float() / self.sampling.temperature, dim=-1)
-        return torch.multinomial(probabilities, 1, generator=self.generator)[:, 0]
+            tokens = logits.argmax(-1, keepdim=True)
+        else:
+            tokens = torch.multinomial(probabilities, 1, generator=self.generator)
+        return tokens[:, 0], probabilities.gather(-1, tokens)[:, 0].log()

@@ -30,6 +30,12 @@ class ScoredRollouts:
     rewards: Tensor
     advantages: Tensor
 
+    @property
+    def pass_rates(self) -> list[float]:
+        """Mean rewards of the groups, clipped to [0, 1]."""
+        rates: list[float] = self.rewards.mean(dim=1).clamp(0, 1).tolist()
+        return rates
+
     def groups(self, rows: Sequence[int]) -> ScoredRollouts:
         """The groups of some of the problems, in the order given."""
         problems = [self.problems[row] for row in rows]

@@ -41,7 +41,7 @@ def _choose(shop: Workshop, pool: Sequence[Problem], count: int) -> Choice:
         return shop.curriculum.choose_at_random(ids, count, round_number=shop.round_number)
     shop.observer.stage("score", len(pool))
     scored = shop.rollouts(pool, shop.config.group_size, "pool", 0)
-    measured = shop.policy.measure(scored, shop.observer.advance)
+    measured = shop.policy.meter.candidates(scored, shop.observer.advance)
     version = shop.policy.version
     return shop.curriculum.choose(measured, count, policy_version=version, round_number=shop.round_number)
 

@@ -1,6 +1,6 @@
-"""Generate, then weight: every training batch is scored, and its groups count by their weight.
+"""Generate, then weight: every training batch is scored, and its groups count by their weight, or its rollouts by theirs.
 
-A batch takes two backwards: one from which the sketches are taken, one on the weights that came of them.
+Beside the backward of the update, scoring a batch takes a forward for products, or a forward and a backward for sketches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["weighted_round"]
 def weighted_round(shop: Workshop) -> dict[str, float]:
     """Take the round's updates, each on a batch weighted by the scorer; the figures of the round."""
     config, policy = shop.config, shop.policy
-    policy.fresh = None
+    policy.meter.fresh = None
     shop.refresh_validation_if_due()
     shop.observer.stage("update", config.updates_per_round)
     means, norms, choices = [], [], []
@@ -27,9 +27,9 @@ def weighted_round(shop: Workshop) -> dict[str, float]:
     for step, batch in enumerate(_batches(shop)):
         scored = shop.rollouts(batch, config.group_size, "update", step)
         choice = _weigh(shop, scored)
-        joining = policy.fresh if config.train_on_validation else None
-        norms.append(policy.update(scored, choice.weights, joining))
-        policy.fresh = None  # the weights have moved
+        joining = policy.meter.fresh if config.train_on_validation else None
+        norms.append(policy.update(scored, choice.weights, joining, choice.rollout_weights))
+        policy.meter.fresh = None  # the weights have moved
         means.append(float(scored.rewards.mean()))
         choices.append(choice)
         trained += batch
@@ -56,7 +56,7 @@ def _weigh(shop: Workshop, scored: ScoredRollouts) -> Choice:
     ids = [problem.problem_id for problem in scored.problems]
     if shop.curriculum.needs_validation or not shop.curriculum.reachable():
         return shop.curriculum.choose_at_random(ids, len(ids), round_number=shop.round_number)
-    measured = shop.policy.measure(scored)
+    measured = shop.policy.meter.candidates(scored)
     if shop.features is not None:
         measured = measured.with_features(shop.features.rows(ids))
     version = shop.policy.version

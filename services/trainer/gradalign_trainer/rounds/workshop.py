@@ -11,10 +11,10 @@ from gradalign.errors import GradAlignError, ValidationMismatch
 from gradalign.wire.replies import Ranking
 from gradalign_trainer.config.training import TrainConfig
 from gradalign_trainer.curriculum.curriculum import Choice, Curriculum
-from gradalign_trainer.curriculum.measured import Measured
+from gradalign_trainer.curriculum.measured import Gradients
 from gradalign_trainer.grpo.features import PoolFeatures
-from gradalign_trainer.grpo.policy import Policy
 from gradalign_trainer.grpo.rollouts import ScoredRollouts
+from gradalign_trainer.policy.policy import Policy
 from gradalign_trainer.problems import ChanceReward, Problem
 from gradalign_trainer.records import Observer, RunData
 from gradalign_trainer.rounds.costs import Costs
@@ -76,7 +76,7 @@ class Workshop:
             problems = self._validation_now()
             self.observer.stage("validation", len(problems))
             scored = self.rollouts(problems, self.config.validation_rollouts, "validation", 0)
-            self._send_validation(self.policy.measure_validation(scored, self.observer.advance))
+            self._send_validation(self.policy.meter.validation(scored, self.observer.advance))
         return not curriculum.needs_validation
 
     def _validation_now(self) -> list[Problem]:
@@ -85,13 +85,13 @@ class Workshop:
         start = self.round_number // self.config.refresh_every * count
         return [self.validation[(start + place) % len(self.validation)] for place in range(count)]
 
-    def _send_validation(self, measured: Measured) -> None:
-        kept, version = self.policy.validation, self.policy.version
+    def _send_validation(self, measured: Gradients) -> None:
+        meter, version = self.policy.meter, self.policy.version
         decay: float | None = self.config.validation_decay or None
-        if self.config.exact_alignments and kept is None:
+        if self.config.alignment == "exact" and meter.kept_version is None:
             decay = None  # nothing is kept here that the scorer's could go on from
         try:
-            held = kept.version if kept and decay else None
+            held = meter.kept_version if decay else None
             reply = self.curriculum.refresh_validation(
                 measured, policy_version=version, decay=decay, decay_version=held
             )
@@ -100,7 +100,7 @@ class Workshop:
             decay = None
             reply = self.curriculum.refresh_validation(measured, policy_version=version)
         if reply is not None:
-            self.policy.keep_validation(reply.validation_version, decay)
+            meter.keep(reply.validation_version, decay)
 
     def proposed(self, count: int, step: int) -> list[Problem]:
         """`count` problems that the scorer proposes for a batch; drawn uniformly where it is away or knows nothing yet."""

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 
 from gradalign.errors import GradAlignError
+from gradalign.wire.projection import Projection
 from gradalign_trainer.config.training import TrainConfig
 from gradalign_trainer.curriculum.curriculum import Curriculum, ScorerAddress
 from gradalign_trainer.fallbacks import Fallbacks
 from gradalign_trainer.grpo.evaluation import exact_pass_rates, sampled_pass_rates
 from gradalign_trainer.grpo.features import PoolFeatures
-from gradalign_trainer.grpo.policy import Policy
+from gradalign_trainer.policy.policy import Policy
 from gradalign_trainer.records import Observer, RoundReport, RunData, RunResult
 from gradalign_trainer.rounds import ROUNDS, Workshop
 from gradalign_trainer.rounds.costs import Costs
@@ -131,12 +132,12 @@ class _Run:
         return PoolFeatures.of(model, tokenizer, self.data.pool, self.config.feature_components)
 
     def _curriculum(self, state: RunState | None) -> Curriculum:
-        config, projection = self.config, self.policy.sketcher.projection
-        if state and (state.run_id, state.projection) != (config.run_id, projection.id):
+        config, projection = self.config, self.policy.meter.projection
+        if state and (state.run_id, state.projection) != (config.run_id, _kind(projection)):
             raise GradAlignError(
-                f"the checkpoint is of run {state.run_id!r} with projection {state.projection}; the configuration "
-                f"makes run {config.run_id!r} with projection {projection.id}. Resume with the configuration "
-                "it was made with (run_id, model, dim and seed decide)."
+                f"the checkpoint is of run {state.run_id!r} with {_told(state.projection)}; the configuration makes run "
+                f"{config.run_id!r} with {_told(_kind(projection))}. Resume with the configuration it was made with "
+                "(run_id, alignment, model, dim and projection_seed decide)."
             )
         wanted = config.needs_scorer
         scorer = None
@@ -193,7 +194,7 @@ class _Run:
 
     def checkpoint(self) -> None:
         """Write a checkpoint, with a snapshot of the curriculum where the scorer is there."""
-        policy, projection = self.policy, self.policy.sketcher.projection
+        policy = self.policy
         state = RunState(
             run_id=self.config.run_id,
             round_number=self.round_number,
@@ -201,7 +202,7 @@ class _Run:
             fallbacks=self.curriculum.fallbacks,
             fallback_reasons=dict(self.curriculum.reasons),
             snapshot=self.curriculum.snapshot(f"round-{self.round_number:06d}"),
-            projection=projection.id,
+            projection=_kind(policy.meter.projection),
             costs=self.shop.costs.state(),
         )
         training: dict[str, Any] = policy.training_state()
@@ -210,6 +211,15 @@ class _Run:
         self.last_checkpoint = save_checkpoint(
             self.checkpoints, state, policy.model, policy.tokenizer, training, keep=self.config.checkpoints_kept
         )
+
+
+def _kind(projection: Projection | None) -> str:
+    """What a checkpoint says of the run's gradients: the id of the projection of their sketches, or `products`."""
+    return "products" if projection is None else projection.id
+
+
+def _told(kind: str) -> str:
+    return kind if kind == "products" else f"projection {kind}"
 
 
 def _checkpoint_to_resume(folder: Path, config: TrainConfig, *, resume: bool) -> Path | None:

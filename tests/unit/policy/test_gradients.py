@@ -6,9 +6,9 @@ from torch import nn
 
 from gradalign.sketch import Sketcher
 from gradalign_trainer.grpo.generation import Sampling, generate
-from gradalign_trainer.grpo.gradients import GradientMeter
 from gradalign_trainer.grpo.loss import problem_losses
 from gradalign_trainer.grpo.rollouts import ScoredRollouts
+from gradalign_trainer.policy.gradients import GradientMeter
 from gradalign_trainer.worlds.arithmetic import CHARACTERS, arithmetic_problem
 from gradalign_trainer.worlds.tinymodel import character_tokenizer, tiny_model
 

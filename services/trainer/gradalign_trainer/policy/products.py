@@ -1,0 +1,158 @@
+"""Products of every rollout's gradient with the validation gradient, out of forward passes alone."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from gradalign.forward import Direction, MicroBatch
+from gradalign.sketch.parameters.names import trainable_parameters
+from gradalign_trainer.config.training import TrainConfig
+from gradalign_trainer.curriculum.products import MeasuredProducts
+from gradalign_trainer.grpo.generation import RolloutBatch
+from gradalign_trainer.grpo.loss import completion_logprobs, problem_losses
+from gradalign_trainer.grpo.rollouts import ScoredRollouts
+from gradalign_trainer.policy.meter import Advance, FreshGradient, no_advance
+
+__all__ = ["ProductMeter"]
+
+logger = logging.getLogger(__name__)
+
+CHECK_EVERY = 16
+"""Validation gradients between two self-checks that measure the noise of products too; their sum is looked at each time."""
+
+
+class ProductMeter:
+    """Takes products along the validation gradient, which stays where its backward left it; see `Meter`.
+
+    Args:
+        config: of the run.
+        model: the policy.
+    """
+
+    def __init__(self, config: TrainConfig, model: PreTrainedModel) -> None:
+        self._config, self._model = config, model
+        self._direction = Direction(model, verify_every=CHECK_EVERY)
+        self._version: int | None = None
+        self._taken = 0
+        self.fresh: FreshGradient | None = None
+
+    @property
+    def projection(self) -> None:
+        """None: nothing is projected."""
+        return
+
+    @property
+    def kept_version(self) -> int | None:
+        """The scorer's version of the direction."""
+        return self._version
+
+    def candidates(self, scored: ScoredRollouts, advance: Advance = no_advance) -> MeasuredProducts:
+        """Products of candidates with the validation gradient, from one forward beside the log-probs of the sampling."""
+        found = self._products(scored, advance, 1.0 / scored.rollouts.tokens)
+        return _measured(scored, found, version=self._version, rollout_weights=self._config.rollout_weights)
+
+    def validation(self, scored: ScoredRollouts, advance: Advance = no_advance) -> MeasuredProducts:
+        """Make the direction of the validation problems' gradient, and take their own products with it.
+
+        Where no problem has a signal, the direction stays as it was.
+        """
+        signal = scored.advantages.any(dim=1)
+        if not bool(signal.any()):
+            self.fresh = None
+            return _measured(scored, torch.zeros_like(scored.advantages, dtype=torch.float64), length=0.0)
+        pooled = self._config.aggregation == "pooled"
+        shares = (
+            scored.rollouts.tokens.float() if pooled else torch.ones(len(scored.problems), device=self._model.device)
+        )
+        shares = shares / shares.sum()
+        self._backward(scored, shares)
+        fresh = self._config.train_on_validation
+        length = self._direction.take(copy=fresh, decay=self._config.validation_decay)
+        if fresh:
+            named = trainable_parameters(self._model)
+            gradient = {name: parameter.grad for name, parameter in named if parameter.grad is not None}
+            self.fresh = FreshGradient(gradient, 1.0, float(shares[signal].sum()), int(signal.sum()))
+        self._model.zero_grad(set_to_none=True)
+        found = self._own_products(scored, advance, shares / scored.rollouts.tokens)
+        carried = self._direction.carried if self._config.validation_decay else None
+        return _measured(scored, found, length=length, carried=carried)
+
+    def keep(self, version: int, decay: float | None) -> None:  # noqa: ARG002
+        """Note the scorer's version of the direction."""
+        self._version = version
+
+    def with_update(self, scored: ScoredRollouts) -> None:  # noqa: ARG002
+        """Products need no backward, so they do not come out of one."""
+        return
+
+    def state(self) -> Any:
+        """The version and the direction; None before the first."""
+        return None if self._version is None else (self._version, self._direction.state_dict(), self._taken)
+
+    def load(self, state: Any) -> None:
+        """Go on from what `state` gave."""
+        if state is not None:
+            self._version, direction, self._taken = state
+            self._direction.load_state_dict(direction)
+
+    def _backward(self, scored: ScoredRollouts, shares: Tensor) -> None:
+        """Leave the gradient of the weighted losses in `.grad`."""
+        self._model.zero_grad(set_to_none=True)
+        signal = scored.advantages.any(dim=1).nonzero()[:, 0]
+        for part in signal.split(self._config.problems_per_backward):
+            losses = problem_losses(self._model, scored.rollouts.groups(part.tolist()), scored.advantages[part])
+            (losses * shares[part]).sum().backward()
+
+    def _own_products(self, scored: ScoredRollouts, advance: Advance, per_token: Tensor) -> Tensor:
+        """Products of the validation problems: out of a self-check, or as those of candidates."""
+        self._taken += 1
+        if self._taken % CHECK_EVERY != 1:
+            return self._products(scored, advance, per_token)
+        batches, signal = self._batches(scored, per_token)
+        check = self._direction.check_of(self._logprobs, batches)
+        advance(len(scored.problems))
+        fidelity = "" if check.fidelity is None else f", correlation with exact ones about {check.fidelity:.4f}"
+        logger.info("Products by method %s: they add up to %.3f |v|%s.", check.method, check.quotient, fidelity)
+        return _spread(scored, signal, list(check.products))
+
+    def _products(self, scored: ScoredRollouts, advance: Advance, per_token: Tensor) -> Tensor:
+        batches, signal = self._batches(scored, per_token)
+        found = self._direction.products_of(self._logprobs, batches)
+        advance(len(scored.problems))
+        return _spread(scored, signal, found)
+
+    def _batches(self, scored: ScoredRollouts, per_token: Tensor) -> tuple[list[MicroBatch], Tensor]:
+        """The groups that have a signal, in micro-batches, and which they are; others have products of 0."""
+        signal = scored.advantages.any(dim=1).nonzero()[:, 0]
+        batches = []
+        for part in signal.split(self._config.problems_per_backward) if len(signal) else ():
+            rollouts = scored.rollouts.groups(part.tolist())
+            weights = (scored.advantages[part] * per_token[part][:, None]).flatten()
+            batches.append(MicroBatch(rollouts, weights, rollouts.completion_mask, rollouts.logprobs))
+        return batches, signal
+
+    def _logprobs(self, rollouts: RolloutBatch) -> Tensor:
+        return completion_logprobs(self._model, rollouts)
+
+
+def _spread(scored: ScoredRollouts, signal: Tensor, found: list[Tensor]) -> Tensor:
+    """Products [P, G] of all groups, float64 on the CPU, out of those of the groups with a signal."""
+    products = torch.zeros(scored.advantages.shape, dtype=torch.float64)
+    if found:
+        products[signal.cpu()] = torch.cat([part.cpu() for part in found]).view(len(signal), -1)
+    return products
+
+
+def _measured(scored: ScoredRollouts, products: Tensor, **more: Any) -> MeasuredProducts:
+    return MeasuredProducts(
+        problem_ids=[problem.problem_id for problem in scored.problems],
+        products=products.tolist(),
+        tokens=scored.rollouts.tokens.tolist(),
+        pass_rates=scored.pass_rates,
+        **more,
+    )
