@@ -45,6 +45,7 @@ _WEIGHTED = {
     "validation_decay": 0.7,
 }
 _PROPOSED = {**_WEIGHTED, "proposals": True, "proposal_pool": 512, "proposal_cooldown": 2}
+_FORWARD = {"alignment": "forward"}
 _UNCHOSEN = {"strategy": "random", "select_fraction": 1.0}
 _EVERYTHING = {**_UNCHOSEN, "batch_problems": 64}
 
@@ -77,6 +78,12 @@ METHODS: Mapping[str, Method] = {
     "oracle": Method("16 good problems an update: a filter that knows them", {"strategy": "oracle"}, 260, 15),
     "oracle-64": Method("64 good problems an update", {**_EVERYTHING, "strategy": "oracle"}, 85, 5),
     "cosine-exact": _scored("cosine", "cosine without projection", rounds=33, exact_alignments=True),
+    "forward": _scored("dot", "product from forward passes alone: docs/forward.md", rounds=46, **_FORWARD),
+    "shrunken": _scored("shrunken", "the same, shrunken by what rollouts scatter", rounds=46, **_FORWARD),
+    "forward-weights": Method("in-batch by forward passes", {**_PROPOSED, **_FORWARD}, 100, 6),
+    "rollout-weights": Method(
+        "the same, each rollout by its weight", {**_PROPOSED, **_FORWARD, "rollout_weights": True}, 100, 6
+    ),
 }
 """By the name of the row."""
 
