@@ -15,15 +15,10 @@ from torch import Tensor, nn
 
 from gradalign.errors import DirectionError
 from gradalign.forward.check import Band, Check, better, measured, vector_products
+from gradalign.forward.choice import MethodChoice
 from gradalign.forward.norms import HeadTap
 from gradalign.forward.parameters.shards import LocalParameters, Shard, engine_shards, model_shards, widest_mesh
-from gradalign.forward.parameters.vector import (
-    Vector,
-    check_preconditioner,
-    take_vector,
-    vector_of_state,
-    vector_state,
-)
+from gradalign.forward.parameters.vector import Vector, check_preconditioner, take_vector, vector_of_state, vector_state
 from gradalign.forward.parameters.weights import check_masters, resharder
 from gradalign.forward.passes.batches import LogProbs, MicroBatch, checked
 from gradalign.forward.passes.methods import NARROW, Method, Methods
@@ -35,7 +30,6 @@ __all__ = ["Direction"]
 
 logger = logging.getLogger(__name__)
 
-_METHODS: Final = ("auto", "one-sided", "central", "forward-ad", "float32")
 _HOLDS: Final = 0.99
 
 
@@ -87,26 +81,18 @@ class Direction:
     ) -> None:
         if (model is None) == (parameters is None):
             raise DirectionError("give either a model or parameters=, an engine's local shards.")
-        if method not in _METHODS:
-            raise DirectionError(f"method is {method!r}; expected one of {', '.join(map(repr, _METHODS))}.")
         if not 0 < target <= 1:
             raise DirectionError(f"target is {target}; expected nats a token above 0, .02 to .1 as a rule.")
-        if method == "forward-ad" and model is None:
-            raise DirectionError("method 'forward-ad' needs a model, whose modules it gives dual numbers to.")
-        if verify_every < 1:
-            raise DirectionError(f"verify_every is {verify_every}; expected at least 1, after each take.")
         self._model, self._group, self._offload = model, group, offload
-        self._verify_every, self._takes = verify_every, 0
         listed: Any = parameters
         self._parameters = listed if hasattr(listed, "iter_local_parameters") else list(listed or ())
         self.method, self._target, self._preconditioner = method, target, preconditioner
+        self._choice = MethodChoice(method, whole=model is not None, verify_every=verify_every)
         self._band, self._masters = band or Band(), dict(masters or {})
         self._reshard, self._derive = resharder(model), synchronize or (lambda: None)
         self._vector: Vector | None = None
         self._step: Step | None = None
         self.checked: Check | None = None
-        self._found: Method | None = None
-        self._narrow = self._trusts = self._looked = False
         shards = self._shards()
         if not shards:
             raise DirectionError("nothing to move: no parameter requires a gradient, or the engine lists no shard.")
@@ -137,14 +123,12 @@ class Direction:
             )
         shards = self._shards()
         earlier = self._taken()[0] if decay and self._vector else None
-        self._vector = self.checked = self._found = None
+        self._vector = self.checked = None
         group = self._group if self._model is None else None
         self._vector = take_vector(
             shards, self._preconditioner, group, keep=copy, offload=self._offload, earlier=earlier, decay=decay
         )
-        self._narrow, self._looked = any(s.weight.dtype in NARROW for s in shards), False
-        self._trusts &= self._takes % self._verify_every != 0
-        self._takes += 1
+        self._choice.begin(narrow=any(s.weight.dtype in NARROW for s in shards))
         if self._step is None:
             self._step = Step(self._target, 1e-4 * (self._vector.weights_norm or 1.0), self._sharers(shards))
         return self._vector.length
@@ -166,7 +150,7 @@ class Direction:
         return {
             **vector_state(self._vector, self._shards()),
             "step": self._step.size,
-            "methods": (self._found, self._narrow, self._trusts, self._looked, self._takes),
+            "methods": self._choice.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -180,7 +164,7 @@ class Direction:
         shards = self._shards()
         self._vector, self.checked = vector_of_state(state, shards, offload=self._offload), None
         self._step = Step(self._target, state["step"], self._sharers(shards))
-        self._found, self._narrow, self._trusts, self._looked, self._takes = state["methods"]
+        self._choice.load(state["methods"])
 
     @property
     def quotient(self) -> float | None:
@@ -226,9 +210,8 @@ class Direction:
         """As `products`, of several micro-batches for one move of the weights."""
         vector, shards = self._taken()
         given = [checked(batch) for batch in micro_batches]
-        watch = self.method == "auto" and self._found is None and not (self._narrow or self._looked)
-        passes = self._passes(logprobs, given, shards, watch=watch)
-        slopes = self._by_method(passes, self._methods(vector, shards)) if given else []
+        passes = self._passes(logprobs, given, shards, watch=self._choice.watches())
+        slopes = self._choice.slopes(passes, self._methods(vector, shards)) if given else []
         return vector_products(given, slopes, vector)
 
     def products_and_norms(
@@ -308,7 +291,7 @@ class Direction:
         passes, methods = self._passes(logprobs, given, shards), self._methods(vector, shards)
         best: Check | None = None
         failed: Exception | None = None
-        for method in self._candidates(given):
+        for method in self._choice.candidates(given):
             try:
                 found = measured(method, passes, methods, vector, self._spread(shards))
             except (NotImplementedError, RuntimeError, DirectionError) as error:
@@ -323,45 +306,9 @@ class Direction:
             assert failed is not None
             raise failed
         self._band.judge(best)
-        self.checked, self._found = best, best.method
-        self._trusts |= best.method == "one-sided"
+        self.checked = best
+        self._choice.settle(best.method)
         return best
-
-    def _candidates(self, given: Sequence[MicroBatch]) -> list[Method]:
-        """The methods to check, cheapest first."""
-        if self.method != "auto":
-            return [self.method]
-        whole: list[Method] = ["forward-ad"] if self._model is not None else []
-        return [*self._differences(given), *whole, "float32"]
-
-    def _differences(self, given: Sequence[MicroBatch]) -> list[Method]:
-        return ["one-sided", "central"] if given and all(g.logprobs_at is not None for g in given) else ["central"]
-
-    def _by_method(self, passes: Passes, methods: Methods) -> list[Tensor]:
-        """Slopes by the method that was asked for or found; otherwise by dtype."""
-        first = self._differences(passes.given)[0]
-        chosen = self._found or self.method
-        if chosen == "one-sided" and first != "one-sided":
-            if self.method == "one-sided":
-                raise DirectionError("method 'one-sided' needs logprobs_at, the log-probs at the weights as they are.")
-            chosen = "central"
-        if chosen != "auto":
-            return self._by(chosen, passes, methods)
-        if not self._narrow:
-            slopes = self._by(first, passes, methods)
-            self._narrow, self._looked = passes.autocast, True
-            if not self._narrow:
-                return slopes
-        try:
-            return self._by("forward-ad", passes, methods)
-        except (NotImplementedError, RuntimeError, DirectionError) as error:
-            logger.info("No forward-mode derivatives of this model (%s); the products' passes run in float32.", error)
-            return self._by("float32", passes, methods)
-
-    def _by(self, method: Method, passes: Passes, methods: Methods) -> list[Tensor]:
-        slopes = methods.slopes(method, passes, verify=not self._trusts)
-        self._trusts |= method == "one-sided"
-        return slopes
 
     def _taken(self) -> tuple[Vector, list[Shard]]:
         if self._vector is None:
