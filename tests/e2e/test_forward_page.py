@@ -8,8 +8,11 @@ import torch
 from pageblocks import blocks_of
 from tiny_causal_lms import Batch, exact_products, gradients_of, logprobs_of, tiny
 
+from gradalign import Client
+from gradalign.forward import Direction
+
 PAGE = (Path(__file__).parents[2] / "docs/forward.md").read_text()
-WHOLE, SHARDS, NORMS = (block.code for block in blocks_of(PAGE, "python"))
+WHOLE, SHARDS, NORMS, CARRIED = (block.code for block in blocks_of(PAGE, "python"))
 
 
 @pytest.fixture
@@ -44,6 +47,20 @@ def test_products_and_norms_are_as_the_page_says(scope):
     by_problem = scope["products"]
     torch.testing.assert_close(by_problem, want.view(4, 2).sum(1), rtol=0.05, atol=0.05 * float(want.abs().max()))
     assert (scope["norms"] > 0).all()
+
+
+def test_a_direction_that_decays_goes_to_the_scorer(scope, scorer, run_id):
+    model, validation, direction = scope["model"], scope["validation_batch"], Direction(scope["model"])
+    for _ in range(2):
+        validation.loss(model).backward()
+        direction.take(decay=0.7)
+    of_validation = (scope["logprobs"], validation, validation.weights, validation.mask)
+    products = direction.products(*of_validation).view(4, 2)
+    with Client(scorer.url, run_id=run_id) as client:
+        scope |= {"client": client, "ids": list("abcd"), "step": 0, "direction": direction, "products": products}
+        exec(CARRIED, scope)
+        assert client.run().products_quotient == pytest.approx(1.0, abs=0.02)
+    assert direction.carried > 0
 
 
 def test_an_engine_with_shards_of_its_own_gives_the_same(scope):
