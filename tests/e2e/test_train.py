@@ -209,7 +209,8 @@ def test_a_scorer_that_never_was_there_costs_no_round(play, caplog):
     assert "has no curriculum snapshot" in caplog.text
 
 
-def test_a_store_that_forgot_the_run_gets_a_new_validation_gradient(scorer, play, run_id, caplog):
+@pytest.mark.parametrize("alignment", ["capture", "forward"])
+def test_a_store_that_forgot_the_run_gets_a_new_validation_gradient(scorer, play, run_id, caplog, alignment):
     caplog.set_level(logging.WARNING)
 
     def act(stage, rounds_reported):
@@ -217,20 +218,21 @@ def test_a_store_that_forgot_the_run_gets_a_new_validation_gradient(scorer, play
             with Client(scorer.url, run_id=run_id) as client:
                 client.delete_run()
 
-    result, seen = play(scorer.url, act=act, rounds=3, refresh_every=3)
+    result, seen = play(scorer.url, act=act, rounds=3, refresh_every=3, alignment=alignment)
     assert "The validation gradient will be refreshed" in caplog.text
     assert result.fallbacks == 1
     assert [report.figures["fallback"] for report in seen.reports[1:]] == [0, 1, 0]
     assert dict(result.reasons) == {"unfit": 1}
 
 
-def test_validation_problems_without_a_signal_do_not_stop_the_run(scorer, play, data, caplog):
+@pytest.mark.parametrize("alignment", ["capture", "forward"])
+def test_validation_problems_without_a_signal_do_not_stop_the_run(scorer, play, data, caplog, alignment):
     caplog.set_level(logging.WARNING)
 
     def reward(problem, text):
         return 1.0 if problem.source.startswith("validation") else data.reward(problem, text)
 
-    result, _ = play(scorer.url, rounds=1, data=replace(data, reward=reward))
+    result, _ = play(scorer.url, rounds=1, data=replace(data, reward=reward), alignment=alignment)
     assert result.fallbacks == 1
     assert result.reasons.told() == "1 round chose at random (1: no validation problem had a signal)"
     assert "Round 1 chooses at random: no validation problem had a signal (1 such choice so far)." in caplog.text
@@ -303,6 +305,26 @@ def test_a_kept_gradient_that_is_not_the_scorer_s_begins_anew(scorer, play, run_
 
     play(scorer.url, act=remember, **{**IN_BATCH, "rounds": 3, "exact_alignments": True, "refresh_every": 1})
     assert "The validation gradient begins anew: decay_version is" in caplog.text
+
+
+def test_another_trainer_s_gradient_is_not_ranked_against(scorer, play, run_id, caplog):
+    """The scorer holds a newer validation gradient than the products were taken with."""
+    caplog.set_level(logging.WARNING)
+
+    def act(stage, rounds_reported):
+        if (stage, rounds_reported) == ("score", 2):
+            with Client(scorer.url, run_id=run_id, epoch=1) as client:
+                client.refresh_validation(["other"], products=[[1.0]], lengths=1.0, policy_version=2)
+
+    _, seen = play(scorer.url, act=act, rounds=3, refresh_every=3, alignment="forward")
+    assert [report.figures["fallback"] for report in seen.reports[1:]] == [0, 1, 0]
+    assert "The validation gradient will be refreshed: products_version is" in caplog.text
+
+
+def test_a_run_of_sketches_takes_no_products(scorer, play, run_id):
+    play(scorer.url, "sketches", rounds=1)
+    with pytest.raises(GradAlignError, match="kind"):
+        play(scorer.url, "products", rounds=1, alignment="forward")
 
 
 def test_a_predecessor_that_still_runs_is_fenced_off(scorer, play, run_id):
