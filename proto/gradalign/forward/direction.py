@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 from torch import Tensor, nn
@@ -58,7 +59,6 @@ class Direction:
 
     Attributes:
         checked: what the last `check` found; None before.
-        method: as given.
 
     Raises:
         DirectionError: neither or both of model and parameters are given, nothing is trainable, or an argument is wrong.
@@ -118,9 +118,7 @@ class Direction:
         if not 0 <= decay < 1:
             raise DirectionError(f"decay is {decay}; expected a share of the v before, from 0 to below 1.")
         if decay and self._preconditioner is not None:
-            raise DirectionError(
-                "decay keeps a share of v, and with a preconditioner only P v is kept; give one of them."
-            )
+            raise DirectionError("decay keeps a share of v, and with a preconditioner only P v is kept; give one.")
         shards = self._shards()
         earlier = self._taken()[0] if decay and self._vector else None
         self._vector = self.checked = None
@@ -224,12 +222,14 @@ class Direction:
         *,
         logprobs_at: Tensor | None = None,
         index: Tensor | None = None,
+        norms_index: Tensor | None = None,
         temperature: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Products, and from the same passes the norms of the head's gradient.
 
         Args:
             labels: LongTensor [B, T], the tokens that `logprobs` gives the log-probs of.
+            norms_index: as `index`, for the norms alone: of problems where the products are of rollouts. By default `index`.
             temperature: that `logprobs` divides logits by.
 
         Returns:
@@ -238,8 +238,10 @@ class Direction:
         Raises:
             DirectionError: as `products`; or the model's head cannot be seen, or gives other log-probs.
         """
-        tap = HeadTap(self._model, MicroBatch(batch, weights, mask, logprobs_at, index), labels, temperature)
-        return self.products_of(tap.tapping(logprobs), [tap.given])[0], tap.norms()
+        given = MicroBatch(batch, weights, mask, logprobs_at, index)
+        owners = index if norms_index is None else norms_index
+        tap = HeadTap(self._model, replace(given, index=owners), labels, temperature)
+        return self.products_of(tap.tapping(logprobs), [given])[0], tap.norms()
 
     def head_norms(
         self,

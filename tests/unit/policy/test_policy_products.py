@@ -181,3 +181,19 @@ def test_log_probs_that_are_of_other_weights_are_not_built_on(model, meter_of, r
     sent = meter.validation(scored)
     assert sum(map(sum, sent.products)) == pytest.approx(sent.length, rel=0.02)
     assert "Products by method central" in caplog.text
+
+
+def test_norms_of_the_head_come_with_the_products(model, meter_of, rollouts_of):
+    meter, scored = meter_of(norms="head"), rollouts_of(2)
+    meter.validation(rollouts_of(1))
+    meter.keep(1, None)
+    sent = meter.candidates(scored)
+    assert sent.norms_kind == "head"
+    for p in range(5):
+        group = scored.rollouts.groups([p])
+        model.zero_grad()
+        problem_losses(model, group, scored.advantages[p : p + 1]).sum().backward()
+        assert sent.norms[p] == pytest.approx(float(model.lm_head.weight.grad.norm()), rel=0.05, abs=1e-6)
+    plain = torch.tensor(meter_of().validation(rollouts_of(1)).products)
+    assert plain.shape == torch.tensor(sent.products).shape
+    assert sent.norms[2] == 0

@@ -157,6 +157,11 @@ def _clashes_of_alignment(config: TrainConfig) -> list[str]:
             'strategy = "shrunken" needs the products of single rollouts, which sketches do not tell. Set alignment = '
             '"forward", or another strategy.'
         )
+    if config.norms != "none" and not forward:
+        faults.append(
+            f'norms = "{config.norms}" goes with alignment = "forward"; sketches of alignment = "{config.alignment}" have norms. '
+            'Set norms = "none".'
+        )
     if config.rollout_weights and not (forward and config.mode == "weight"):
         faults.append(
             f'rollout_weights = true belongs to mode "weight" with alignment = "forward", and mode = "{config.mode}" with '

@@ -127,6 +127,8 @@ class TrainConfig:
             rollout, out of one forward without a backward: strategies that compare candidates with one another are not for
             it. The last two not with aggregation `normalized`.
         exact_alignments: true is `alignment = "exact"`.
+        norms: with alignment `forward`, what products are divided by: `none` ranks by the products, `head` by products over
+            the norm of the head's gradient, out of the same forward.
         rollout_weights: in mode `weight` with alignment `forward`, weigh every rollout of a group by itself.
         dim: buckets of a sketch.
         projection_seed: of the sketch; runs that share it and `dim` have comparable sketches.
@@ -200,6 +202,7 @@ class TrainConfig:
     aggregation: str = field(default="pooled", metadata=limits(choices=AGGREGATIONS))
     alignment: str = field(default="capture", metadata=limits(choices=("capture", "exact", "forward")))
     exact_alignments: bool = False
+    norms: str = field(default="none", metadata=limits(choices=("none", "head")))
     rollout_weights: bool = False
     dim: int = field(default=8192, metadata=limits(low=1, high=MAX_DIM))
     projection_seed: int = field(default=0, metadata=_SEED)

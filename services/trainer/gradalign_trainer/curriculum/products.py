@@ -31,6 +31,7 @@ class MeasuredProducts:
         carried: what an earlier gradient that decays into that one adds to the length.
         version: of candidates, the validation version that the products are with; else None.
         features: [P, F], what is known of each problem before it is tried; None where nothing is.
+        norms: of candidates' gradients, of the kind `norms_kind`; None where they are not known.
         rollout_weights: of candidates, whether the scorer is asked for a weight for each rollout.
     """
 
@@ -42,6 +43,8 @@ class MeasuredProducts:
     carried: float | None = None
     version: int | None = None
     features: Tensor | None = None
+    norms: Sequence[float] | None = None
+    norms_kind: str | None = None
     rollout_weights: bool = False
 
     @property
@@ -71,6 +74,8 @@ class MeasuredProducts:
             rollouts=[len(group) for group in self.products],
             pass_rates=self.pass_rates,
             features=self.features,
+            norms=self.norms,
+            norms_kind=self.norms_kind,
             rollout_weights=self.rollout_weights,
             **_without_sketches(settings),
         )
@@ -85,6 +90,7 @@ class MeasuredProducts:
             tokens=[self.tokens[row] for row in first],
             pass_rates=[self.pass_rates[row] for row in first],
             features=None if self.features is None else self.features[first],
+            norms=None if self.norms is None else [self.norms[row] for row in first],
         )
 
     def with_features(self, features: Tensor) -> MeasuredProducts:

@@ -53,8 +53,11 @@ class ProductMeter:
 
     def candidates(self, scored: ScoredRollouts, advance: Advance = no_advance) -> MeasuredProducts:
         """Products of candidates with the validation gradient, from one forward beside the log-probs of the sampling."""
-        found = self._products(scored, advance, 1.0 / scored.rollouts.tokens)
-        return _measured(scored, found, version=self._version, rollout_weights=self._config.rollout_weights)
+        asked = {"version": self._version, "rollout_weights": self._config.rollout_weights}
+        if self._config.norms == "head":
+            found, norms = self._products_and_norms(scored, advance)
+            return _measured(scored, found, norms=norms.tolist(), norms_kind="head", **asked)
+        return _measured(scored, self._products(scored, advance, 1.0 / scored.rollouts.tokens), **asked)
 
     def validation(self, scored: ScoredRollouts, advance: Advance = no_advance) -> MeasuredProducts:
         """Make the direction of the validation problems' gradient, and take their own products with it.
@@ -125,6 +128,22 @@ class ProductMeter:
         found = self._direction.products_of(self._logprobs, batches)
         advance(len(scored.problems))
         return _spread(scored, signal, found)
+
+    def _products_and_norms(self, scored: ScoredRollouts, advance: Advance) -> tuple[Tensor, Tensor]:
+        """Products [P, G], and norms of the head's gradient [P], float64 on the CPU."""
+        batches, signal = self._batches(scored, 1.0 / scored.rollouts.tokens)
+        norms, found = torch.zeros(len(scored.problems), dtype=torch.float64), []
+        for batch, part in zip(batches, signal.split(self._config.problems_per_backward), strict=False):
+            rollouts: RolloutBatch = batch.batch
+            problem = torch.arange(len(part), device=part.device).repeat_interleave(rollouts.group_size)
+            products, lengths = self._direction.products_and_norms(
+                self._logprobs, rollouts, batch.weights, batch.mask, rollouts.completion_ids,
+                logprobs_at=batch.logprobs_at, norms_index=problem, temperature=rollouts.temperature or 1.0,
+            )  # fmt: skip
+            norms[part.cpu()] = lengths.cpu()
+            found.append(products)
+        advance(len(scored.problems))
+        return _spread(scored, signal, found), norms
 
     def _batches(self, scored: ScoredRollouts, per_token: Tensor) -> tuple[list[MicroBatch], Tensor]:
         """The groups that have a signal, in micro-batches, and which they are; others have products of 0."""

@@ -79,6 +79,9 @@ METHODS: Mapping[str, Method] = {
     "oracle-64": Method("64 good problems an update", {**_EVERYTHING, "strategy": "oracle"}, 85, 5),
     "cosine-exact": _scored("cosine", "cosine without projection", rounds=33, exact_alignments=True),
     "forward": _scored("dot", "product from forward passes alone: docs/forward.md", rounds=46, **_FORWARD),
+    "forward-head": _scored(
+        "cosine", "product over the norm of the head's gradient", rounds=46, norms="head", **_FORWARD
+    ),
     "shrunken": _scored("shrunken", "the same, shrunken by what rollouts scatter", rounds=46, **_FORWARD),
     "forward-weights": Method("in-batch by forward passes", {**_PROPOSED, **_FORWARD}, 100, 6),
     "rollout-weights": Method(
