@@ -159,8 +159,8 @@ def _clashes_of_alignment(config: TrainConfig) -> list[str]:
         )
     if config.norms != "none" and not forward:
         faults.append(
-            f'norms = "{config.norms}" goes with alignment = "forward"; sketches of alignment = "{config.alignment}" have norms. '
-            'Set norms = "none".'
+            f'norms = "{config.norms}" goes with alignment = "forward", and "{config.alignment}" has norms of its '
+            'own. Set norms = "none".'
         )
     if config.rollout_weights and not (forward and config.mode == "weight"):
         faults.append(
