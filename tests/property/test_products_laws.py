@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gradalign import ScoreRequest
+from gradalign import InvalidValue, ScoreRequest
 from gradalign_scorer.ranking.products import score_products
 from gradalign_scorer.ranking.scoring import Evidence
 
@@ -110,23 +110,67 @@ def test_what_is_rejected_leaves_the_others_alone(pool, data):
             assert b == pytest.approx(a)
 
 
+def of(*groups):
+    """A pool of problems a, b, c and so on."""
+    return {"problem_ids": list("abcdefgh"[: len(groups)]), "products": groups, "pass_rates": [0.5] * len(groups)}
+
+
 @quick
-@given(pools())
-def test_shrinkage_moves_towards_the_mean_of_those_with_a_signal(pool):
+@given(pools(), st.sampled_from([2.0**-90, 1.0, 2.0**90]))
+@example(of([1e15, -1.0], [3.0, 1.0], [0.25, 0.25], [-7.0, 0.5]), 1.0)  # a mean far from most
+@example(of([1e15, 1e15], [3.0, 3.0], [1.0, 1.0], [0.0, 0.0]), 1.0)  # no errors
+@example(of([2.0, 0.0], [0.0, 2.0], [3.0, -1.0], [1.0]), 1.0)  # all equal, one with an error that nothing tells
+@example(of([1.0, 2.0]), 1.0)
+def test_shrinkage_moves_towards_the_mean_of_those_with_a_signal(pool, unit):
     if max(map(len, pool["products"])) < 2:
         return
+    pool = {**pool, "products": [[x * unit for x in group] for group in pool["products"]]}
     scored, plain = ranked(pool, "shrunken"), ranked(pool)
     before, after = by_id(plain, "alignments"), by_id(scored)
     signal = by_id(plain, "signal")
     known = [before[i] for i in before if signal[i]]
     mean = np.mean(known) if known else 0.0
-    rounding = 1e-9 * (1 + max(map(abs, before.values()), default=0.0))  # of float64, beside the largest of them
+    rounding = 4 * np.finfo(np.float64).eps * max(map(abs, before.values()))  # of two differences from the mean
     for problem_id, value in after.items():
         if signal[problem_id]:
             assert abs(value - mean) <= abs(before[problem_id] - mean) + rounding
-            assert (value - mean) * (before[problem_id] - mean) >= -(rounding**2)
+            assert np.sign(value - mean) * np.sign(before[problem_id] - mean) >= 0  # rounding keeps order
         else:
             assert value == 0.0
+
+
+@quick
+@given(st.lists(st.integers(-9, 9).map(lambda x: [1e18 * x] * 2), min_size=3, max_size=9))
+def test_what_is_known_without_error_is_not_shrunken(groups):
+    pool = of(*groups[:6], [1.0, 1.0], [2.0, 2.0])  # nothing beside the others, and yet in order
+    assert by_id(ranked(pool, "shrunken")) == by_id(ranked(pool), "alignments")
+
+
+@quick
+@given(pools(), st.data(), st.sampled_from(["exact", "head"]))
+def test_norms_however_small_beside_rollouts_that_cancel_leave_numbers(pool, data, kind):
+    """Of the request, and of a round's record: nothing that JSON has no word for."""
+    size = st.floats(5e-324, 1e300)
+    groups = [[*group, *(-x for x in group)] for group in pool["products"]]
+    norms = [data.draw(size) for _ in groups]
+    for strategy in ("shrunken", "cosine"):
+        found = ranked(pool, strategy, products=groups, norms=norms, norms_kind=kind, rollout_weights=True)
+        numbers = [found.priorities, found.errors, found.weights, found.evidence, *found.rollout_weights]
+        assert all(np.isfinite(column).all() for column in numbers)
+        if found.noise:
+            told = (found.noise.alignment_variance, found.noise.rollout_variance, found.noise.reliability)
+            assert np.isfinite(told).all()
+
+
+def test_a_request_that_is_rejected_whole_is_ranked_by_any_rule():
+    for strategy in ("shrunken", "cosine"):
+        found = ranked(of([np.nan, 1.0], [np.inf, 2.0]), strategy, shrink_weights=True)
+        assert (found.ids, [row.problem_id for row in found.rejected]) == ([], ["a", "b"])
+
+
+def test_a_rejected_problem_says_nothing_of_the_errors_of_others():
+    with pytest.raises(InvalidValue, match="each has one rollout"):
+        ranked(of([np.nan, 1.0], [1.0], [2.0]), "shrunken")
 
 
 @quick

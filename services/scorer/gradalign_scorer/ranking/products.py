@@ -11,6 +11,7 @@ import numpy.typing as npt
 from gradalign import InvalidValue, ScoreRequest
 from gradalign_scorer.ranking.reliability import (
     RolloutProducts,
+    over_norms,
     ranking_noise,
     rollout_weights,
     shrunken_alignments,
@@ -58,13 +59,11 @@ def score_products(request: ScoreRequest, strategy: str, scale: float, evidence:
     alignments = (
         rollouts.sums if norms is None else with_norms(rollouts, norms, "exact" if kind == "cosine" else "head")
     )
-    lengths = np.ones(len(alignments)) if norms is None else norms
-    errors = np.divide(rollouts.errors, lengths, out=np.zeros(len(lengths)), where=lengths > 0)
-    errors = np.where(np.isnan(rollouts.errors), np.nan, errors)
+    errors = np.where(np.isnan(rollouts.errors), np.nan, over_norms(rollouts.errors, norms))
     kept = np.flatnonzero(rollouts.finite)
     rates = None if request.pass_rates is None else np.array(request.pass_rates, dtype=np.float64)[kept]
     signal = rollouts.signal[kept]
-    shrunken = shrunken_alignments(alignments[kept], errors[kept], rollouts.counts[kept], signal) if len(kept) else None
+    shrunken = shrunken_alignments(alignments[kept], errors[kept], rollouts.counts[kept], signal)
     candidates = Candidates(
         run_id=request.run_id,
         policy_version=request.policy_version,
@@ -75,10 +74,10 @@ def score_products(request: ScoreRequest, strategy: str, scale: float, evidence:
         pooled_alignments=partial(_without_sketches, strategy),
         cosines=partial(_without_sketches, strategy),
         products=rollouts.sums[kept],
-        shrunken=None if np.isnan(errors).all() else shrunken,
+        shrunken=None if len(kept) and np.isnan(errors[kept]).all() else shrunken,
     )
     order, priorities = ranked(candidates, strategy)
-    counted = alignments[kept] if not request.shrink_weights or shrunken is None else shrunken
+    counted = shrunken if request.shrink_weights else alignments[kept]
     unit = scale if kind == "product" else 1.0
     weights = evidence_weights(_without_unit(counted, unit), signal, evidence, kept)
     each = rollout_weights(rollouts, norms) if request.rollout_weights else None

@@ -22,6 +22,7 @@ __all__ = [
     "RankingNoise",
     "Reliability",
     "RolloutProducts",
+    "over_norms",
     "ranking_noise",
     "reliability",
     "rollout_weights",
@@ -76,6 +77,7 @@ Floats = npt.NDArray[np.float64]
 
 _PRODUCT_TOLERANCE = 0.1
 """By which a product may exceed its norm: as much as a sum of products may be off without a warning."""
+_LARGEST_QUOTIENT = 1e100
 _FEWEST = 3
 _PRIOR_ROLLOUTS = 3.0
 """Rollouts of the mean variance that each group's own is pooled with: a variance of eight numbers is off by a half."""
@@ -155,6 +157,19 @@ def with_norms(rollouts: RolloutProducts, norms: Floats, kind: str) -> Floats:
     return np.clip(quotient, -1.0, 1.0) if kind == "exact" else quotient
 
 
+def over_norms(values: Floats, norms: Floats | None) -> Floats:
+    """Values of rollouts over the norms of their problems, [n]; 0 where a norm is 0, and the values where there are none.
+
+    Rollouts may cancel, so that a norm is any number of times smaller than they are. Beyond 1e100 the quotient says no more,
+    and its square would be beyond a float.
+    """
+    if norms is None:
+        return values
+    with np.errstate(over="ignore"):
+        quotients = np.divide(values, norms, out=np.zeros(len(values)), where=norms > 0)
+    return np.clip(quotients, -_LARGEST_QUOTIENT, _LARGEST_QUOTIENT)
+
+
 @dataclass(frozen=True)
 class RankingNoise:
     """How much of the differences between alignments fresh rollouts would show again.
@@ -215,7 +230,8 @@ def shrunken_alignments(
     total = between + pooled
     share = np.divide(between, total, out=np.ones(len(alignments)), where=total > 0)
     mean = float(alignments[signal].mean())
-    return np.where(signal, mean + share * (alignments - mean), alignments)
+    # Where nothing is uncertain, a difference from a mean that is far larger would lose the alignment itself.
+    return np.where(signal & (share < 1), mean + share * (alignments - mean), alignments)
 
 
 def rollout_weights(rollouts: RolloutProducts, norms: Floats | None) -> list[Floats]:
@@ -228,9 +244,8 @@ def rollout_weights(rollouts: RolloutProducts, norms: Floats | None) -> list[Flo
         rollouts: of n problems.
         norms: of them, [n]; None where alignments are products.
     """
-    lengths = np.ones(len(rollouts.counts)) if norms is None else norms
-    factors = np.divide(rollouts.counts, lengths, out=np.zeros(len(lengths)), where=lengths > 0)
-    alike = rollouts.flat * np.repeat(factors, rollouts.counts)
+    lengths = None if norms is None else np.repeat(norms, rollouts.counts)
+    alike = over_norms(rollouts.flat * np.repeat(rollouts.counts, rollouts.counts), lengths)
     counted = np.repeat(rollouts.signal, rollouts.counts)
     largest = float(np.abs(alike[counted]).max(initial=0.0))
     # Of the largest, so that no square is beyond a float.
