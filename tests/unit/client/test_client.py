@@ -160,6 +160,21 @@ def test_an_invalid_request_never_leaves():
     assert scorer.requests == []
 
 
+ROWS = {"problem_ids": ["a", "b"], "sketches": np.ones((2, 4)), "projection": PROJECTION}
+
+
+@pytest.mark.parametrize(("call", "columns"), [("score", ROWS), ("refresh_validation", ROWS), ("select", {"count": 1})])
+def test_an_empty_request_id_is_refused_and_not_replaced(call, columns):
+    """A retry under an id of the client's own would be applied again."""
+    scorer = Scorer()
+    with (
+        Client("http://s", run_id="r", transport=httpx.MockTransport(scorer)) as client,
+        pytest.raises(InvalidValue, match="request_id is '';"),
+    ):
+        getattr(client, call)(**columns, policy_version=1, request_id="")
+    assert scorer.requests == []
+
+
 def test_paths_quote_problem_ids():
     scorer = Scorer(ok({"problem_id": "a/b c?", "priority": 0.0, "alignment": None, "policy_version": 1,
                         "times_scored": 1, "times_selected": 0, "pass_rate": None}))  # fmt: skip
