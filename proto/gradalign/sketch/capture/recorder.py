@@ -51,14 +51,14 @@ class UseRecorder:
     def place(self) -> Place:
         """Where in the parameter's matrix view the gradient of this use lies."""
         rows, cols = matrix_shape(self.derived.shape)
-        if not self.derived.plain:
+        if not self.derived.direct:
             return self.derived.name, 0, rows
         return self.derived.name, self.derived.row, torch.Size(self.shape).numel() // max(1, cols)
 
     def outer(self, left: Tensor, right: Tensor, groups: Groups) -> Tensor | None:
         """Sums of outer products of rows: left [n, R], right [n, C]."""
         target, made, keep = self.block.accumulator(left.device), self.derived, self.block.keep_grad
-        if not made.plain:
+        if not made.direct:
             self._outer_pulled_back(target, left, right, groups)
             return self._whole(left.t() @ right) if keep else None
         if made.turned:
@@ -75,22 +75,20 @@ class UseRecorder:
     def dense(self, gradients: Tensor, whole: Callable[[], Tensor]) -> Tensor | None:
         """Gradients as they are, [problems, *shape]."""
         target, made = self.block.accumulator(gradients.device), self.derived
-        if not made.plain or made.turned:
-            gradients = made.pull_back(self.parameter, gradients)
-        self._dense(target, gradients)
+        if not made.direct or made.turned:
+            self._pulled_back(target, gradients)
+        else:
+            self._dense(target, gradients)
         return self._whole(whole()) if self.block.keep_grad else None
 
     def lookup(self, index: Tensor, rows: Tensor, groups: Groups, padding: int) -> Tensor | None:
         """Rows of a matrix: `rows[i]` [n, C] belongs to row `index[i]`."""
         target, made = self.block.accumulator(rows.device), self.derived
-        if padding >= 0 and bool((index == padding).any()):
-            rows = rows.masked_fill((index == padding).unsqueeze(1), 0)
-        if not made.plain or made.turned:
+        rows = _unpadded(index, rows, padding)
+        if not made.direct or made.turned:
             self._lookup_pulled_back(target, index, rows, groups)
-        elif self._alone():
-            target.rows(self.place, index, rows, groups)
         else:
-            self._hold(target, Piece(groups.sort(index), target.factor(groups.sort(rows)), groups))
+            self._rows(target, index, rows, groups)
         if not self.block.keep_grad:
             return None
         return self._whole(torch.ops.aten.embedding_dense_backward(rows, index, self.shape[0], padding, False))
@@ -104,6 +102,12 @@ class UseRecorder:
         if pieces is not None:
             target.pieces(self.place, pieces)
 
+    def _rows(self, target: Accumulator, index: Tensor, rows: Tensor, groups: Groups) -> None:
+        if self._alone():
+            target.rows(self.place, index, rows, groups)
+        else:
+            self._hold(target, Piece(groups.sort(index), target.factor(groups.sort(rows)), groups))
+
     def _dense(self, target: Accumulator, gradients: Tensor) -> None:
         if self._alone():
             target.dense(self.place, gradients)
@@ -116,12 +120,29 @@ class UseRecorder:
         gradients = [
             (left[start:stop].t() @ right[start:stop]).reshape(self.shape) for start, stop in pairwise(groups.bounds)
         ]
-        self._dense(target, self.derived.pull_back(self.parameter, torch.stack(gradients)))
+        self._pulled_back(target, torch.stack(gradients))
 
     def _lookup_pulled_back(self, target: Accumulator, index: Tensor, rows: Tensor, groups: Groups) -> None:
         gradients = rows.new_zeros(len(groups.bounds), *self.shape)
         gradients.index_put_((groups.ids, index), rows, accumulate=True)
-        self._dense(target, self.derived.pull_back(self.parameter, gradients[:-1]))
+        self._pulled_back(target, gradients[:-1])
+
+    def _pulled_back(self, target: Accumulator, gradients: Tensor) -> None:
+        """Gradients by the value, [problems, *shape]."""
+        gradients, looked = self.derived.pull_back(self.parameter, gradients), self.derived.looked
+        if looked is None:
+            self._dense(target, gradients)
+            return
+        problems, each = gradients.shape[:2]
+        index, rows = looked.index.repeat(problems), gradients.flatten(0, 1)
+        self._rows(target, index, _unpadded(index, rows, looked.padding), Groups.even(problems, each, index.device))
 
     def _whole(self, gradient: Tensor) -> Tensor:
         return gradient.to(self.dtype).reshape(self.shape)
+
+
+def _unpadded(index: Tensor, rows: Tensor, padding: int) -> Tensor:
+    """The rows, zeros where they belong to the padding."""
+    if padding < 0 or not bool((index == padding).any()):
+        return rows
+    return rows.masked_fill((index == padding).unsqueeze(1), 0)

@@ -1,4 +1,4 @@
-"""Captured uses in which a parameter meets an activation element by element or by windows: look-ups, norms, convolutions."""
+"""Captured uses in which a parameter meets an activation element by element or by windows: norms, convolutions."""
 
 from __future__ import annotations
 
@@ -17,28 +17,6 @@ __all__ = ["MEETINGS", "elementwise"]
 _Args = tuple[Any, ...]
 _Kwargs = dict[str, Any]
 _T = torch.Tensor
-
-
-def _embedding(tracker: Tracker, func: Any, args: _Args, kwargs: _Kwargs) -> Tensor:
-    def call(  # noqa: PLR0917 - torch's own signature
-        input: Tensor,  # noqa: A002
-        weight: Tensor,
-        padding_idx: int | None = None,
-        max_norm: float | None = None,
-        norm_type: float = 2.0,  # noqa: ARG001
-        scale_grad_by_freq: bool = False,
-        sparse: bool = False,
-    ) -> Tensor:
-        if max_norm is not None or scale_grad_by_freq or sparse or weight.ndim != 2:
-            raise refused(tracker, func, weight)
-        padding = -1 if padding_idx is None else padding_idx % len(weight)
-        index = tracker.rows.spread(input)
-        groups = tracker.rows.groups(index, 0, name_of(tracker, weight))
-        out: Tensor = Lookup.apply(index, tracker.tapped(weight), tracker.recorder(weight), groups, padding)  # type: ignore[no-untyped-call]
-        tracker.rows.copy(index, out)
-        return out
-
-    return call(*args, **kwargs)
 
 
 def _broadcast(tracker: Tracker, func: Any, x: Tensor, value: Tensor, *, beside: int | None = None) -> Tensor:
@@ -153,8 +131,6 @@ _ELEMENTWISE = {
     if hasattr(owner, name)
 }  # fmt: skip
 MEETINGS: dict[Any, Callable[[Tracker, Any, _Args, _Kwargs], Any]] = {
-    F.embedding: _embedding,
-    torch.embedding: _embedding,
     F.layer_norm: _norm,
     F.rms_norm: _norm,
     torch.rms_norm: _norm,

@@ -11,14 +11,24 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's custom
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from gradalign.sketch.capture.operators.derived import CASTS, PICKS
+from gradalign.sketch.capture.operators.derived import CASTS, LIKE, PICKS
 from gradalign.sketch.capture.operators.elementwise import MEETINGS
+from gradalign.sketch.capture.operators.lookups import (
+    RANDOM,
+    Copies,
+    embedding,
+    for_each_row,
+    is_shared,
+    way_of,
+)
 from gradalign.sketch.capture.operators.matmul import PRODUCTS
 from gradalign.sketch.capture.operators.tracker import Tracker, meets_activation, refused
+from gradalign.sketch.capture.rows.followed import flat
 
 __all__ = ["Interceptor"]
 
@@ -34,7 +44,7 @@ class Interceptor(TorchFunctionMode):
         super().__init__()
         self._tracker = tracker
 
-    def __torch_function__(self, func: Any, types: Any, args: _Args = (), kwargs: _Kwargs | None = None) -> Any:
+    def __torch_function__(self, func: Any, _types: Any, args: _Args = (), kwargs: _Kwargs | None = None) -> Any:
         """Replace a call that uses a tracked value; let others pass."""
         kwargs = kwargs or {}
         if func in _BACKWARDS:
@@ -47,6 +57,13 @@ class Interceptor(TorchFunctionMode):
                     self._tracker.in_backward = False
         if func in _UNTOUCHED:
             return func(*args, **kwargs)
+        if func in LIKE and len(args) == 2:
+            func, args = LIKE[func], (args[0], args[1].shape)
+        if self._tracker.rows.spreads:
+            return Copies(self._tracker, func, args, kwargs).take(lambda: self._followed(func, args, kwargs))
+        return self._followed(func, args, kwargs)
+
+    def _followed(self, func: Any, args: _Args, kwargs: _Kwargs) -> Any:
         tracked = []
         if func not in _DETACHES and torch.is_grad_enabled():
             tracked = [a for a in (*args, *kwargs.values()) if self._tracker.find(a) is not None]
@@ -56,20 +73,32 @@ class Interceptor(TorchFunctionMode):
             self._tracker.rows.follow(func, args, kwargs, result)
             return result
         handler = _HANDLERS.get(func)
-        if handler is not None and meets_activation(self._tracker, args, kwargs):
+        shared = any(is_shared(self._tracker, t) for t in tracked)
+        way = way_of(self._tracker, func, args, kwargs, handler) if shared else None
+        if way == "spread":
+            args, kwargs = (for_each_row(self._tracker, func, values) for values in (args, kwargs))
+            return self.__torch_function__(func, (), args, kwargs)
+        if way == "refuse":
+            raise refused(self._tracker, func, tracked[0])
+        meets = way != "derive" and meets_activation(self._tracker, args, kwargs)
+        if handler is not None and meets:
             return handler(self._tracker, func, args, kwargs)
-        return self._derive(func, args, kwargs, tracked)
+        return self._derive(func, args, kwargs, tracked, meets=meets)
 
-    def _derive(self, func: Any, args: _Args, kwargs: _Kwargs, tracked: list[Tensor]) -> Any:
+    def _derive(self, func: Any, args: _Args, kwargs: _Kwargs, tracked: list[Tensor], *, meets: bool) -> Any:
         tracker = self._tracker
         if func.__name__ in ("__get__", "__set__", "__delete__") and func not in _VIEWS:
             return func(*args, **kwargs)
+        if len(tracked) > 1 and not meets and is_shared(tracker, tracked[0]):
+            return self._join(func, args, kwargs)
         at = [i for i, a in enumerate(args) if tracker.find(a) is not None]
-        meets = func not in CASTS and func not in PICKS and meets_activation(tracker, args, kwargs)
+        meets = func not in CASTS and func not in PICKS and meets
         if len(tracked) != 1 or len(at) != 1 or meets:
             raise refused(tracker, func, tracked[0])
         value = tracker.tapped(args[at[0]])
         result = func(*args[: at[0]], value, *args[at[0] + 1 :], **kwargs)
+        if func.__name__ in RANDOM and result is not value:
+            raise refused(tracker, func, tracked[0])  # drawn again where its gradient is pulled back
         if isinstance(result, Tensor) and result.requires_grad and result is not value:
             made = tracker.find(args[at[0]])
             assert made is not None
@@ -80,6 +109,21 @@ class Interceptor(TorchFunctionMode):
             return args[at[0]]
         tracker.rows.follow(func, args, kwargs, result)
         return result
+
+    def _join(self, func: Any, args: _Args, kwargs: _Kwargs) -> Any:
+        """Another value of several that were made of the same rows at shared positions."""
+        tracker = self._tracker
+        tracked = [t for t in flat(args) if tracker.find(t) is not None]
+        first, *others = (made for made in map(tracker.find, tracked) if made is not None)
+
+        def call(values: list[Tensor]) -> Any:
+            given = dict(zip(map(id, tracked), values, strict=True))
+            return func(*(_with(a, given) for a in args), **kwargs)
+
+        result = call([tracker.tapped(t) for t in tracked])
+        if not isinstance(result, Tensor):
+            raise refused(tracker, func, tracked[0])
+        return tracker.track(result, first.and_others(call, others))
 
     def _track_parts(self, func: Any, args: _Args, kwargs: _Kwargs, at: int, result: Any) -> Any:
         made = self._tracker.find(args[at])
@@ -92,6 +136,13 @@ class Interceptor(TorchFunctionMode):
             return self._tracker.track(result[i], made.then(pick, args, kwargs, args[at], at))
 
         return tuple(part(i) for i in range(len(result)))
+
+
+def _with(argument: Any, given: dict[int, Tensor]) -> Any:
+    """An argument of a call, with other tensors in the places of some, by id."""
+    if isinstance(argument, (list, tuple)):
+        return type(argument)(_with(each, given) for each in argument)
+    return given.get(id(argument), argument)
 
 
 def _edges(values: Any) -> Any:
@@ -125,4 +176,4 @@ _UNTOUCHED = {
     *(getattr(_T, name) for name in ("register_hook", "retain_grad", "size", "dim", "stride")),
     *(getattr(_T, name) for name in ("numel", "data_ptr", "is_floating_point", "__len__", "__repr__", "__hash__")),
 }
-_HANDLERS = PRODUCTS | MEETINGS
+_HANDLERS = PRODUCTS | MEETINGS | dict.fromkeys((F.embedding, torch.embedding), embedding)

@@ -54,6 +54,12 @@ class Groups:
         even = counts[0] if len(set(counts[:problems])) == 1 and not counts[problems] else None
         return cls(order, bounds, ids, even)
 
+    @classmethod
+    def even(cls, problems: int, each: int, device: torch.device) -> Groups:
+        """As many rows of every problem, one problem behind the other."""
+        bounds = [each * problem for problem in range(problems + 1)]
+        return cls(None, bounds, torch.arange(problems, device=device).repeat_interleave(each), each)
+
     def sort(self, rows: Tensor) -> Tensor:
         """The rows [n, ...] gathered by problem; the same tensor where they lie so already."""
         return rows if self.order is None else rows.index_select(0, self.order)
@@ -84,6 +90,7 @@ class ProblemRows(RowTags):
         self._problems = problems
         self._groups: dict[Any, tuple[Followed, Groups]] = {}
         self._reordered = self._used = ""
+        self.spreads = False  # whether rows at shared positions were laid out once for each row of the batch
         super().__init__(index, constants)
 
     def _place(self, index: Tensor) -> None:
@@ -92,25 +99,28 @@ class ProblemRows(RowTags):
 
     # What a use asks for.
 
-    def spread(self, index: Tensor) -> Tensor:
-        """Look-up indices with the batch's axes in front: positions that all rows share are repeated for each row.
-
-        [T] and [1, T] become [B, T]; others stay as they are.
-        """
+    def shares(self, index: Tensor) -> bool:
+        """Whether look-up indices are positions that all rows of the batch share, [T] or [1, T]."""
         lengths = [self._index.shape[1]] if self.packed else self._lengths
-        shared = index.ndim == 1 or (index.ndim == 2 and len(index) == 1)
-        if not shared or index.shape[-1] not in lengths:
-            return index
-        tag = self.tag(index)
+        if not index.ndim or index.shape[:-1] not in ((), (1,)) or index.shape[-1] not in lengths:
+            return False
         if self.is_input(index) and index.ndim == 1 and self.leads(index.shape):
             raise SketchError(
                 f"capture cannot tell whether look-up indices of shape {tuple(index.shape)} are one a row or one a "
                 "position, since the batch has as many rows as positions; give the indices as [B, T], or another number "
                 "of rows."
             )
-        if tag is not CONSTANT:
-            return index
+        return self.tag(index) is CONSTANT
+
+    def spread(self, index: Tensor) -> Tensor:
+        """Positions that all rows share, [T] or [1, T], once for each row: [B, T]."""
+        self.spreads |= index.ndim == 1
         return self._put(index.expand(len(self._index), index.shape[-1]), self._base)
+
+    def of_batch(self, features: Tensor) -> Tensor:
+        """A view of features that all rows share, [...], with the batch's rows in front: [B, ...]."""
+        self.spreads = True
+        return self._put(features.expand(len(self._index), *features.shape), self._base)
 
     def groups(self, activation: Tensor, features: int, what: str) -> Groups:
         """The groups of the rows of `activation`, all axes but the last `features` taken as rows.
