@@ -1,9 +1,13 @@
-"""A base model that knows a little, and training runs on it."""
+"""A base model that knows a little and training runs on it, pages of a browser, and a stack of containers."""
 
 import os
+import re
+import subprocess
 import zlib
 
 import pytest
+from browserkit import CHROMIUM, FLAGS, SIZES
+from composekit import Stack, engine_fault
 from filelock import FileLock
 
 from gradalign_trainer.config.training import TrainConfig
@@ -80,3 +84,45 @@ def play(base, data, tmp_path, run_id):
         return train(config, data, base, resume=resume, observer=seen), seen
 
     return run
+
+
+@pytest.fixture(scope="module")
+def browser():
+    driver = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
+    with driver.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, start_scorer):  # pages close before the scorers that they look at
+    """Opens a page at a size; at the end of the test its console must have stayed empty."""
+    contexts, complaints = [], []
+
+    def open_(size="desktop", *, allowed=None, **settings):
+        width, height = SIZES[size]
+        context = browser.new_context(viewport={"width": width, "height": height}, **settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(120_000)
+        page.on("console", lambda m: (allowed and re.search(allowed, m.text)) or complaints.append((m.type, m.text)))
+        page.on("pageerror", lambda error: complaints.append(("error", str(error))))
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.fixture
+def stack(tmp_path):
+    fault = engine_fault()
+    if fault is not None:
+        pytest.skip(f"no docker engine: {fault}")
+    stack = Stack(tmp_path)
+    yield stack
+    stack.compose("--profile", "demo", "--profile", "monitoring", "down", "--volumes", "--remove-orphans")
+    images = [f"gradalign-{part}:{stack.environment['GRADALIGN_TAG']}" for part in ("scorer", "trainer")]
+    subprocess.run(["docker", "rmi", *images], env=stack.environment, capture_output=True, check=False)

@@ -12,6 +12,8 @@ from types import ModuleType, SimpleNamespace
 import torch
 from torch.utils.data import Sampler
 
+from gradalign_trainer.worlds.tinymodel import byte_tokenizer, tiny_model
+
 try:
     import verl  # noqa: F401
     from verl.experimental.dataset.sampler import AbstractCurriculumSampler  # noqa: F401
@@ -97,3 +99,28 @@ def columns(problems, rollouts, *, seed=0, vocabulary=258):
         for _ in range(rollouts)
     ]
     return tensors, {"extra_info": infos}, {"temperature": 1.0, "pad_token_id": 0}
+
+
+class Rows:
+    """As verl's RLHFDataset."""
+
+    def __init__(self, rows):
+        self.dataframe = rows
+
+    def __len__(self):
+        return len(self.dataframe)
+
+
+def row(number, source="sums", *, truth=None, **info):
+    prompt = [{"role": "user", "content": f"{number}+1="}]
+    truth = {"ground_truth": truth or str(number + 1), "style": "rule"}
+    return {"data_source": source, "prompt": prompt, "reward_model": truth, "extra_info": info}
+
+
+def pool(count, trusted=0):
+    marked = [row(1000 + number, problem_id=f"t{number}", gradalign="trusted") for number in range(trusted)]
+    return [row(number, problem_id=f"p{number}") for number in range(count)] + marked
+
+
+def model():
+    return tiny_model(byte_tokenizer(), seed=4, hidden=16, mlp=32, heads=2)
