@@ -3,14 +3,10 @@
 The file runs itself once for each rank: `python test_forward_sharded.py RANK WORLD STORE`.
 """
 
-import os
-import subprocess
-import sys
-import warnings
-
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import main, run_ranks
 from torch import nn
 
 from gradalign.forward import Direction, LocalParameter
@@ -193,17 +189,7 @@ CHECKS = [check_fsdp2, check_replicated, check_partitioned, check_ddp]
 
 
 def test_every_rank_has_the_products_of_the_whole_model(tmp_path):
-    world = 2
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(world), str(tmp_path / "store")],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    outputs = [rank.communicate(timeout=170)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(outputs)
+    run_ranks(__file__, 2, tmp_path / "store", timeout=170)
 
 
 @pytest.mark.parametrize(("counted", "length"), [(True, 2.0), (False, 1.0)])
@@ -215,15 +201,5 @@ def test_a_part_that_another_rank_counts(counted, length):
     assert Direction(parameters=parts).take() == length
 
 
-def main():
-    rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    for check in CHECKS:
-        check(rank, world)
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    main(CHECKS)

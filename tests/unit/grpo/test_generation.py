@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from positions import POSITIONS
 
 from gradalign_trainer.grpo.generation import (
     RolloutBatch,
@@ -12,32 +12,19 @@ from gradalign_trainer.grpo.generation import (
     generate,
     join_batches,
 )
-from gradalign_trainer.worlds.tinymodel import character_tokenizer, tiny_model
+from gradalign_trainer.worlds.tinymodel import character_tokenizer
 
 PROMPTS = ["abca", "b", "ccab", "ab", "cabcabcabc"]
 PAD, EOS = 0, 1
 
 
-def absolute_model(tokenizer):
-    """A GPT-2, whose positions are learned one by one: where padding shifts them, it says something else."""
-    torch.manual_seed(0)
-    size = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": len(tokenizer)}
-    return GPT2LMHeadModel(GPT2Config(**size, bos_token_id=None, eos_token_id=tokenizer.eos_token_id)).eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return character_tokenizer("abc")
-
-
-@pytest.fixture(scope="module", params=["relative positions", "absolute positions"])
+@pytest.fixture(scope="module", params=POSITIONS)
 def model(request, tokenizer):
     """A model with larger weights than fresh ones, so that what came before decides what comes next.
 
     In float64, where no two tokens are so nearly alike that the size of a batch decides between them.
     """
-    relative = request.param == "relative positions"
-    model = tiny_model(tokenizer, seed=0, hidden=32, mlp=64) if relative else absolute_model(tokenizer)
+    model = POSITIONS[request.param](tokenizer, seed=0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4.0)

@@ -2,33 +2,19 @@
 
 import pytest
 import torch
+from positions import POSITIONS
 from torch.testing import assert_close
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from gradalign_trainer.grpo.generation import Sampling, generate
 from gradalign_trainer.grpo.loss import advantages, completion_distributions, completion_logprobs, problem_losses
-from gradalign_trainer.worlds.tinymodel import character_tokenizer, tiny_model
 
 PROMPTS = ["abca", "b", "ccabcab"]
 TEMPERATURE = 0.8
 
 
-def absolute_model(tokenizer):
-    """A GPT-2, whose positions are learned one by one: where padding shifts them, it says something else."""
-    torch.manual_seed(0)
-    size = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": len(tokenizer)}
-    return GPT2LMHeadModel(GPT2Config(**size, bos_token_id=None, eos_token_id=tokenizer.eos_token_id)).eval()
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return character_tokenizer("abc")
-
-
-@pytest.fixture(scope="module", params=["relative positions", "absolute positions"])
+@pytest.fixture(scope="module", params=POSITIONS)
 def model(request, tokenizer):
-    relative = request.param == "relative positions"
-    return tiny_model(tokenizer, seed=1, hidden=32, mlp=64) if relative else absolute_model(tokenizer)
+    return POSITIONS[request.param](tokenizer, seed=1)
 
 
 @pytest.fixture(scope="module")

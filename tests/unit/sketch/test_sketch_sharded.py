@@ -3,14 +3,10 @@
 The file runs itself once for each rank: `python test_sketch_sharded.py RANK WORLD STORE`.
 """
 
-import os
-import subprocess
-import sys
-import warnings
-
 import pytest
 import torch
 import torch.distributed as dist
+from ranks import main, run_ranks
 from torch import nn
 
 from gradalign import SketchError
@@ -239,16 +235,7 @@ CHECKS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 def test_every_rank_has_the_sketch_of_the_whole_gradient(world, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(world), str(tmp_path / "store")],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    outputs = [rank.communicate(timeout=500)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(outputs)
+    run_ranks(__file__, world, tmp_path / "store", timeout=500)
 
 
 @pytest.mark.parametrize(
@@ -267,15 +254,5 @@ def test_refuses_parts_that_do_not_fit(part, message):
         Sketcher(build(), dim=16).from_local_grads([part])
 
 
-def main():
-    rank, world, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    for check in CHECKS:
-        check(rank, world)
-    dist.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    main(CHECKS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -50,52 +50,84 @@ def score_products(request: ScoreRequest, strategy: str, scale: float, evidence:
     Raises:
         InvalidValue: the strategy needs a column that was not sent, or sketches; or products and norms disagree.
     """
-    assert request.products is not None
     kind = alignment_kind(request)
-    rollouts = RolloutProducts.of(request.products)
-    norms = None if request.norms is None else np.array(request.norms, dtype=np.float64)
-    if norms is not None:
-        rollouts = replace(rollouts, signal=rollouts.finite & (norms > 0))
-    alignments = (
-        rollouts.sums if norms is None else with_norms(rollouts, norms, "exact" if kind == "cosine" else "head")
-    )
-    errors = np.where(np.isnan(rollouts.errors), np.nan, over_norms(rollouts.errors, norms))
-    kept = np.flatnonzero(rollouts.finite)
-    rates = None if request.pass_rates is None else np.array(request.pass_rates, dtype=np.float64)[kept]
-    signal = rollouts.signal[kept]
-    shrunken = shrunken_alignments(alignments[kept], errors[kept], rollouts.counts[kept], signal)
-    candidates = Candidates(
-        run_id=request.run_id,
-        policy_version=request.policy_version,
-        ids=[request.problem_ids[i] for i in kept],
-        alignments=alignments[kept],
-        norms=None if norms is None else np.where(signal, norms[kept], 0.0),
-        pass_rates=rates,
-        pooled_alignments=partial(_without_sketches, strategy),
-        cosines=partial(_without_sketches, strategy),
-        products=rollouts.sums[kept],
-        shrunken=None if len(kept) and np.isnan(errors[kept]).all() else shrunken,
-    )
+    columns = _columns(request, kind)
+    candidates = _candidates(request, strategy, columns)
     order, priorities = ranked(candidates, strategy)
-    counted = shrunken if request.shrink_weights else alignments[kept]
     unit = scale if kind == "product" else 1.0
-    weights = evidence_weights(_without_unit(counted, unit), signal, evidence, kept)
-    each = rollout_weights(rollouts, norms) if request.rollout_weights else None
+    counted = columns.shrunken if request.shrink_weights else columns.alignments
+    weights = evidence_weights(_without_unit(counted, unit), columns.signal, evidence, columns.kept)
+    each = rollout_weights(columns.rollouts, columns.given_norms) if request.rollout_weights else None
     return Scored(
         ids=[candidates.ids[i] for i in order],
         priorities=priorities[order],
-        alignments=alignments[kept][order],
+        alignments=columns.alignments[order],
         weights=weights[order],
         norms=None if candidates.norms is None else candidates.norms[order],
-        signal=signal[order],
-        pass_rates=None if rates is None else rates[order],
-        rejected=rejected_rows(request, rollouts.finite, PRODUCTS_NOT_FINITE),
+        signal=columns.signal[order],
+        pass_rates=None if candidates.pass_rates is None else candidates.pass_rates[order],
+        rejected=rejected_rows(request, columns.rollouts.finite, PRODUCTS_NOT_FINITE),
         reliability=None,
         strength=None if evidence.predicted is None else evidence.strength,
-        evidence=_without_unit(alignments[kept], unit)[order],
-        errors=errors[kept][order],
-        noise=ranking_noise(alignments[kept], errors[kept]),
-        rollout_weights=None if each is None else [each[i] for i in kept[order]],
+        evidence=_without_unit(columns.alignments, unit)[order],
+        errors=columns.errors[order],
+        noise=ranking_noise(columns.alignments, columns.errors),
+        rollout_weights=None if each is None else [each[i] for i in columns.kept[order]],
+    )
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What the products of a request come to: of all its problems, and of the n that are finite.
+
+    Attributes:
+        rollouts: of all problems.
+        given_norms: of all problems, as they were sent; None where alignments are products.
+        kept: places of the finite ones in the request, [n].
+        alignments: [n].
+        errors: their standard errors, [n]; NaN for a problem with one rollout.
+        shrunken: the alignments drawn towards their mean by these, [n].
+        signal: [n].
+    """
+
+    rollouts: RolloutProducts
+    given_norms: Floats | None
+    kept: npt.NDArray[np.intp]
+    alignments: Floats
+    errors: Floats
+    shrunken: Floats
+    signal: npt.NDArray[np.bool_]
+
+
+def _columns(request: ScoreRequest, kind: str) -> _Columns:
+    assert request.products is not None
+    rollouts = RolloutProducts.of(request.products)
+    norms = None if request.norms is None else np.array(request.norms, dtype=np.float64)
+    alignments = rollouts.sums
+    if norms is not None:
+        rollouts = replace(rollouts, signal=rollouts.finite & (norms > 0))
+        alignments = with_norms(rollouts, norms, "exact" if kind == "cosine" else "head")
+    errors = np.where(np.isnan(rollouts.errors), np.nan, over_norms(rollouts.errors, norms))
+    kept = np.flatnonzero(rollouts.finite)
+    alignments, errors, signal = alignments[kept], errors[kept], rollouts.signal[kept]
+    shrunken = shrunken_alignments(alignments, errors, rollouts.counts[kept], signal)
+    return _Columns(rollouts, norms, kept, alignments, errors, shrunken, signal)
+
+
+def _candidates(request: ScoreRequest, strategy: str, columns: _Columns) -> Candidates:
+    kept, norms = columns.kept, columns.given_norms
+    none_known = len(kept) > 0 and bool(np.isnan(columns.errors).all())
+    return Candidates(
+        run_id=request.run_id,
+        policy_version=request.policy_version,
+        ids=[request.problem_ids[i] for i in kept],
+        alignments=columns.alignments,
+        norms=None if norms is None else np.where(columns.signal, norms[kept], 0.0),
+        pass_rates=None if request.pass_rates is None else np.array(request.pass_rates, dtype=np.float64)[kept],
+        pooled_alignments=partial(_without_sketches, strategy),
+        cosines=partial(_without_sketches, strategy),
+        products=columns.rollouts.sums[kept],
+        shrunken=None if none_known else columns.shrunken,
     )
 
 
