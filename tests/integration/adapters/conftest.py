@@ -39,7 +39,7 @@ def make_sampler(monkeypatch, close):
         monkeypatch.delitem(sys.modules, "gradalign_trainer.adapters.verl.sampler", raising=False)
     from gradalign_trainer.adapters.verl.sampler import GradAlignSampler
 
-    def make(rows, size):
-        return close(GradAlignSampler(data_source=Rows(rows), data_config={"train_batch_size": size, "seed": 1}))
+    def make(rows, size, seed=1):
+        return close(GradAlignSampler(data_source=Rows(rows), data_config={"train_batch_size": size, "seed": seed}))
 
     return make

@@ -54,7 +54,8 @@ class GradAlignSampler(AbstractCurriculumSampler):  # type: ignore[type-arg]
         self._rows = mark_problems(data_source, data_config.get("prompt_key", "prompt"))
         self._size = int(data_config.get("gen_batch_size") or data_config.get("train_batch_size") or 1)
         self._length = len(data_source)
-        self._seed = int(data_config.get("seed") or self._settings.seed)
+        seed = data_config.get("seed")
+        self._seed = self._settings.seed if seed is None else int(seed)
         self._client = self._settings.connect()
         self._queue: list[int] = []
         self._yielded = self._draws = self._silent = self._policy_seen = 0
