@@ -112,6 +112,19 @@ def test_the_sampler_asks_once_a_batch_and_not_for_batches_that_a_resumed_run_sk
     assert order == [0, 0, 1, 1] * 6
 
 
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("group_size", [1, 3, 4])
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_scoring_batches_divide_among_any_processes(count, group_size, processes):
+    rows, sizes = [{"prompt": str(number)} for number in range(count)], {"group_size": group_size, "batch_rows": 8}
+    shares = [list(scoring_batches(rows, **sizes, processes=processes, process=each)) for each in range(processes)]
+    assert len({len(share) for own in shares for share in own}) == 1
+    whole = [row["prompt"] for batch in zip(*shares, strict=True) for share in batch for row in share]
+    groups = [whole[start : start + group_size] for start in range(0, len(whole), group_size)]
+    assert all(len(set(group)) == 1 for group in groups)
+    assert {group[0] for group in groups} == {str(number) for number in range(count)}
+
+
 def test_scoring_batches_keep_groups_whole_and_are_of_one_size():
     problems = [{"prompt": str(number)} for number in range(5)]
     shares = [

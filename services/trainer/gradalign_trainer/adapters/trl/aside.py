@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
-
-from gradalign.errors import GradAlignError
 
 __all__ = ["aside", "scoring_batches"]
 
@@ -37,8 +36,8 @@ def scoring_batches(
 ) -> Iterator[list[dict[str, Any]]]:
     """This process's rows of each scoring batch, every problem `group_size` times in a row, as RepeatSampler has them.
 
-    All batches are of one size, of as many problems as a generation batch has room for; the last is filled up with problems
-    from the beginning.
+    All batches are of one size that divides among the processes: of as many problems as a generation batch has room for, or
+    a few more. The last is filled up with problems from the beginning.
 
     Args:
         rows: one for each problem.
@@ -46,17 +45,9 @@ def scoring_batches(
         batch_rows: rollouts of a generation batch, over all processes.
         processes: how many there are.
         process: which this one is.
-
-    Raises:
-        GradAlignError: a batch does not divide among the processes.
     """
-    problems = min(max(1, batch_rows // group_size), len(rows))
-    while (problems * group_size) % processes:
-        problems += 1
-        if problems > processes * len(rows):
-            raise GradAlignError(
-                f"{group_size} rollouts of {len(rows)} problems do not divide among {processes} processes."
-            )
+    step = processes // math.gcd(group_size, processes)  # the fewest problems whose rollouts divide among them
+    problems = -(-min(max(1, batch_rows // group_size), len(rows)) // step) * step
     share = problems * group_size // processes
     for start in range(0, len(rows), problems):
         wanted = [rows[number % len(rows)] for number in range(start, start + problems)]
