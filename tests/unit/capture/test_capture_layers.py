@@ -123,7 +123,23 @@ class Use(nn.Module):
         return self.use(self, x)
 
 
+def changed(change):
+    """The square weight after a copy of it was changed in place."""
+
+    def use(m, x):
+        weight = m.square.clone()
+        change(weight)
+        return x @ weight + x @ m.square
+
+    return use
+
+
 USES = {
+    "scaled in place": changed(lambda w: w.mul_(2)),
+    "added to in place": changed(lambda w: w.__iadd__(1).tanh_()),
+    "a row of zeros": changed(lambda w: w.__setitem__(0, 0)),
+    "a column of halves": changed(lambda w: w.__setitem__((slice(None), 1), 0.5)),
+    "its activation in place": changed(lambda w: functional.relu(w, inplace=True)),
     "the weight on the left": lambda m, x: (m.square @ x.transpose(1, 2)) * 0.1,
     "time first, and back": lambda m, x: functional.linear(x.transpose(0, 1), m.square).transpose(0, 1),
     "time first, flat": lambda m, x: (

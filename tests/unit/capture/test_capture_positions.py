@@ -41,7 +41,18 @@ def rotated(model, x, places):
     return (heads * cos + turned * sin).transpose(1, 2).flatten(2)[..., :WIDTH]
 
 
+def changed(change):
+    def use(_, x, places):
+        change(places)
+        return x + places
+
+    return use
+
+
 SHAPES = {
+    "scaled in place": changed(lambda p: p.mul_(3)),
+    "the first set": changed(lambda p: p.__setitem__(0, 0.5)),
+    "shifted in place": lambda m, x, p: x + p.__iadd__(m.sines).cos_(),
     "added": lambda m, x, p: x + p,
     "added, and first": lambda m, x, p: p + x,
     "multiplied": lambda m, x, p: x * p.sigmoid(),
@@ -134,7 +145,14 @@ def test_packed_rows_are_right_or_refused(use):
         torch.testing.assert_close(block.sketches, want, rtol=0, atol=1e-9 * float(want.norm()))
 
 
+def changed_by_weight(m, x, p):
+    p.add_(m.row)
+    return x + p
+
+
 REFUSED = {
+    "added to by a weight in place": changed_by_weight,
+    "added to itself in place": lambda m, x, p: x + p.add_(p.sin()),
     "time first": lambda m, x, p: (x.transpose(0, 1) + p[:, None]).transpose(0, 1),
     "repeated by hand": lambda m, x, p: x + p.repeat(len(x), 1, 1),
     "in an einsum": lambda m, x, p: x + torch.einsum("btd,sd->bts", x, p) @ m.sines,

@@ -38,6 +38,11 @@ class Model(nn.Module):
         return self.use(self, self.first(x)).square().sum()
 
 
+def changed(x, weight, change):
+    change(weight)
+    return x @ weight
+
+
 def run(use, x=None, index=INDEX):
     torch.manual_seed(0)
     model = Model(use)
@@ -71,6 +76,9 @@ def run(use, x=None, index=INDEX):
         (lambda m, x: nn.functional.linear(torch.cat([x, x.flip(0)]), m.square), r"square is used on an activation"),
         (lambda m, x: nn.functional.linear(x.chunk(3)[1], m.square), r"square is used on an activation"),
         (lambda m, x: nn.functional.linear(torch.cumsum(x[[2, 0, 1]], 0), m.square), r"square is used on an activation"),
+        (lambda m, x: changed(x, m.square.clone(), lambda w: w.view(-1).mul_(2)), r"a value made of square was changed in"),
+        (lambda m, x: changed(x, m.square.clone(), lambda w: w[1].zero_()), r"a value made of square was changed in place"),
+        (lambda m, x: changed(x, m.square, lambda w: w.mul_(2)), r"square is used by torch\.Tensor\.mul_"),
         (lambda m, x: nn.functional.embedding(INDEX, m.square, max_norm=1.0), r"square is used by .*embedding"),
         (lambda m, x: nn.functional.embedding(INDEX, m.square, scale_grad_by_freq=True), r"square is used by .*embedding"),
     ],

@@ -201,15 +201,20 @@ class Capture:
         known = self._parameters.get(id(value))
         if known is not None:
             return known[1]
-        block, made, _ = getattr(value, _MADE, (None, None, None))
+        block, made, *_ = getattr(value, _MADE, (None, None))
         return made if block is self else None
 
     def tapped(self, value: Tensor) -> Tensor:
         """The value to compute with in place of a tracked one."""
         key = id(value)
         if key not in self._parameters:
-            real: Tensor = getattr(value, _MADE)[2]
-            return real
+            _, made, real, version = getattr(value, _MADE)
+            if real._version != version:
+                raise SketchError(
+                    f"a value made of {made.name} was changed in place through another name of its memory, such as a view; "
+                    "make a new one, or sketch this model problem by problem with from_grads()."
+                )
+            return real  # type: ignore[no-any-return]
         if key not in self._taps:
 
             def passed(gradient: Tensor) -> Tensor | None:
@@ -228,9 +233,14 @@ class Capture:
             raise _unseen(derived.name)
 
         shown: Tensor = Trap.apply(value, refuse)  # type: ignore[no-untyped-call]
-        setattr(shown, _MADE, (self, derived, value))
+        setattr(shown, _MADE, (self, derived, value, value._version))
         self.rows.constant(shown)
         return shown
+
+    def rewrite(self, shown: Tensor, derived: Derived) -> None:
+        """Remember how a value is made that was changed in place."""
+        value = getattr(shown, _MADE)[2]
+        setattr(shown, _MADE, (self, derived, value, value._version))
 
     def recorder(self, value: Tensor) -> Recorder:
         """The recorder of one use of a tracked value."""

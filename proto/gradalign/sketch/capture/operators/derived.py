@@ -70,6 +70,11 @@ class Derived:
     looked: LookedUp | None = None
 
     @property
+    def is_parameter(self) -> bool:
+        """Whether the value is the parameter itself."""
+        return not self.steps and self.looked is None
+
+    @property
     def direct(self) -> bool:
         """Whether a gradient by the value is one by rows of the parameter, perhaps turned."""
         return self.plain and self.looked is None

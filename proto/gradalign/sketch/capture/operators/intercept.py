@@ -28,7 +28,7 @@ from gradalign.sketch.capture.operators.lookups import (
 )
 from gradalign.sketch.capture.operators.matmul import PRODUCTS
 from gradalign.sketch.capture.operators.tracker import Tracker, meets_activation, refused
-from gradalign.sketch.capture.rows.followed import flat
+from gradalign.sketch.capture.rows.followed import flat, writes
 
 __all__ = ["Interceptor"]
 
@@ -95,25 +95,51 @@ class Interceptor(TorchFunctionMode):
         meets = func not in CASTS and func not in PICKS and meets
         if len(tracked) != 1 or len(at) != 1 or meets:
             raise refused(tracker, func, tracked[0])
-        value = tracker.tapped(args[at[0]])
+        value, made = tracker.tapped(args[at[0]]), tracker.find(args[at[0]])
+        if made is None or (made.is_parameter and writes(func)):
+            raise refused(tracker, func, tracked[0])
+        version = value._version
         result = func(*args[: at[0]], value, *args[at[0] + 1 :], **kwargs)
-        if func.__name__ in RANDOM and result is not value:
+        changed = value._version != version
+        if func.__name__ in RANDOM and (changed or result is not value):
             raise refused(tracker, func, tracked[0])  # drawn again where its gradient is pulled back
+        if changed:
+            return self._rewrite(func, args, kwargs, value, result)
+        return self._note(func, args, kwargs, at[0], value, result)
+
+    def _note(self, func: Any, args: _Args, kwargs: _Kwargs, at: int, value: Tensor, result: Any) -> Any:  # noqa: PLR0917
+        """What the model gets of a call of one tracked value, `value`, noted as made of it."""
+        made = self._tracker.find(args[at])
+        assert made is not None
         if isinstance(result, Tensor) and result.requires_grad and result is not value:
-            made = tracker.find(args[at[0]])
-            assert made is not None
-            return tracker.track(result, made.then(func, args, kwargs, value, at[0]))
+            return self._tracker.track(result, made.then(func, args, kwargs, value, at))
         if isinstance(result, (tuple, list)) and any(isinstance(r, Tensor) and r.requires_grad for r in result):
-            return self._track_parts(func, args, kwargs, at[0], result)
+            return self._track_parts(func, args, kwargs, at, result)
         if result is value:
-            return args[at[0]]
-        tracker.rows.follow(func, args, kwargs, result)
+            return args[at]
+        self._tracker.rows.follow(func, args, kwargs, result)
         return result
+
+    def _rewrite(self, func: Any, args: _Args, kwargs: _Kwargs, value: Tensor, result: Any) -> Any:
+        """A value that was changed in place: its gradient is pulled back through the same change of a copy."""
+        made = self._tracker.find(args[0])
+        if made is None or value.shape != args[0].shape or (result is not None and result is not value):
+            raise refused(self._tracker, func, args[0])
+
+        def change(value: Tensor, *rest: Any, **named: Any) -> Tensor:
+            copy = value.clone()
+            func(copy, *rest, **named)
+            return copy
+
+        self._tracker.rewrite(args[0], made.then(change, args, kwargs, value, 0))
+        return None if result is None else args[0]
 
     def _join(self, func: Any, args: _Args, kwargs: _Kwargs) -> Any:
         """Another value of several that were made of the same rows at shared positions."""
         tracker = self._tracker
         tracked = [t for t in flat(args) if tracker.find(t) is not None]
+        if writes(func):
+            raise refused(tracker, func, tracked[0])
         first, *others = (made for made in map(tracker.find, tracked) if made is not None)
 
         def call(values: list[Tensor]) -> Any:

@@ -21,7 +21,7 @@ from gradalign.sketch.capture.operators.functions import Broadcast, Lookup
 from gradalign.sketch.capture.operators.matmul import PRODUCTS
 from gradalign.sketch.capture.operators.tracker import Tracker, name_of, refused
 from gradalign.sketch.capture.rows.elements import pointwise
-from gradalign.sketch.capture.rows.followed import called, flat
+from gradalign.sketch.capture.rows.followed import called, flat, writes
 from gradalign.sketch.capture.rows.indexing import picked_out
 from gradalign.sketch.capture.rows.rules import rule_of
 from gradalign.sketch.capture.rows.tags import CONSTANT, Followed
@@ -96,7 +96,8 @@ def way_of(tracker: Tracker, func: Any, args: _Args, kwargs: _Kwargs, handler: A
     beside = handler is elementwise and not tracker.rows.packed
     if alone and len(tracked) == 1 and (beside or (handler in PRODUCTS.values() and not is_shared(tracker, args[0]))):
         return "meet"
-    return "spread" if _keeps_rows(func) or _draws(func) else "refuse"
+    # What is written into must not be a copy.
+    return "spread" if (_keeps_rows(func) or _draws(func)) and not writes(func) else "refuse"
 
 
 def _draws(func: Any) -> bool:
@@ -110,7 +111,12 @@ def _keeps_rows(func: Any) -> bool:
 
 def _spreads_now(tracker: Tracker, func: Any, values: list[Tensor]) -> bool:
     """Whether this is the last call before which rows of a packed batch can have them: they are as they were looked up."""
-    return tracker.rows.packed and _keeps_rows(func) and all(_as_looked_up(tracker, t) for t in values)
+    return (
+        tracker.rows.packed
+        and _keeps_rows(func)
+        and not writes(func)
+        and all(_as_looked_up(tracker, t) for t in values)
+    )
 
 
 def _as_looked_up(tracker: Tracker, value: Tensor) -> bool:

@@ -34,6 +34,9 @@ class Tracker(Protocol):
     def track(self, value: Tensor, derived: Derived) -> Tensor:
         """Remember how a new value was made; the value to hand to the model in its place."""
 
+    def rewrite(self, shown: Tensor, derived: Derived) -> None:
+        """Remember how a value is made that was changed in place."""
+
     def recorder(self, value: Tensor) -> Recorder:
         """The recorder of one use of a tracked value."""
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradalign.sketch.capture.rows.tags import CONSTANT, Followed, Lost, Tag, agree
 
-__all__ = ["Call", "Tags", "called", "combined", "flat", "operands"]
+__all__ = ["Call", "Tags", "called", "combined", "flat", "operands", "writes"]
 
 
 class Tags(Protocol):
@@ -53,7 +53,7 @@ class Call:
         self._tags, self.func, self.args, self.kwargs, self.result = tags, func, args, kwargs, result
         self.name, self.memo, self.packed = _name(func), tags.memo, tags.packed
         self.forgiven: set[int] = set()
-        self.in_place = _in_place(func)
+        self.in_place = writes(func)
         self._into = args[0] if self.in_place else None
 
     @property
@@ -108,7 +108,7 @@ def _frozen(value: Any) -> Any:
     return repr(value) if value is None or value is Ellipsis else None
 
 
-def _in_place(func: Any) -> bool:
+def writes(func: Any) -> bool:
     """Whether a call writes into its first argument; others may give that back where they have nothing to do."""
     name: str = getattr(func, "__name__", "").partition(".")[0]
     if name.endswith("__"):
