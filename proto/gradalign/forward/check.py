@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -18,7 +18,10 @@ from gradalign.forward.passes.batches import MicroBatch
 from gradalign.forward.passes.methods import Method, Methods
 from gradalign.forward.passes.replay import Passes
 
-__all__ = ["Band", "Check", "better", "fidelity", "measured", "vector_products"]
+__all__ = ["Band", "Check", "best_check", "fidelity", "vector_products"]
+
+_HOLDS: Final = 0.99
+"""The least fidelity of a method that is taken without trying the next."""
 
 
 @dataclass(frozen=True)
@@ -104,21 +107,65 @@ def fidelity(ahead: Sequence[Tensor], behind: Sequence[Tensor], *, both: bool, s
     return math.sqrt(max(0.0, 1 - error / variance)) if variance > 0 else 0.0
 
 
-def measured(method: Method, passes: Passes, methods: Methods, vector: Vector, rows: Any) -> Check:
-    """The check of one method.
+def best_check(
+    candidates: Sequence[Method], passes: Passes, methods: Methods, vector: Vector, *, rows: Any, band: Band
+) -> Check:
+    """The check of the first method that holds, or of the one that promises most.
+
+    What fails on one rank fails on all: none would answer the other's sums.
 
     Args:
+        candidates: methods, cheapest first.
         passes: over the rows that v is the gradient of.
         rows: the ranks that have some of them.
+        band: where a quotient may lie.
+
+    Raises:
+        NotImplementedError, RuntimeError, DirectionError: every method failed; the first one's.
     """
+    best: Check | None = None
+    failed: Exception | None = None
+    for method in candidates:
+        sides: list[list[Tensor]] = []
+        problem: Exception | None = None
+        try:
+            sides = _sides(method, passes, methods, vector)
+        except (NotImplementedError, RuntimeError, DirectionError) as error:
+            problem = error
+        if sum_over(torch.tensor(float(problem is not None)), rows) > 0:
+            failed = failed or problem or _failed_elsewhere(method)
+            continue
+        best = _better(best, _measured(method, sides, methods, vector, rows))
+        if band.holds(best, _HOLDS):
+            break
+    if best is None:
+        assert failed is not None
+        raise failed
+    return best
+
+
+def _sides(method: Method, passes: Passes, methods: Methods, vector: Vector) -> list[list[Tensor]]:
+    """Products of this rank's rows ahead of theta and behind it; by forward mode there is one side."""
     if method == "forward-ad":
-        products = vector_products(passes.given, methods.slopes(method, passes, verify=False), vector)
+        return [vector_products(passes.given, methods.slopes(method, passes, verify=False), vector)]
+    return [vector_products(passes.given, side, vector) for side in methods.sides(method, passes)]
+
+
+def _measured(method: Method, sides: Sequence[list[Tensor]], methods: Methods, vector: Vector, rows: Any) -> Check:
+    if method == "forward-ad":
+        products = sides[0]
         return Check(_quotient(products, vector, rows), None, method, None, products)
-    ahead, behind = (vector_products(passes.given, side, vector) for side in methods.sides(method, passes))
+    ahead, behind = sides
     both = method != "one-sided"
     products = [(a + b) / 2 if both else a for a, b in zip(ahead, behind, strict=True)]
     quality = fidelity(ahead, behind, both=both, spread=rows)
     return Check(_quotient(products, vector, rows), quality, method, methods.rms, products)
+
+
+def _failed_elsewhere(method: Method) -> DirectionError:
+    return DirectionError(
+        f"products of the validation rows failed by method {method!r} on another rank; its error says why."
+    )
 
 
 def vector_products(given: Sequence[MicroBatch], slopes: Sequence[Tensor], vector: Vector) -> list[Tensor]:
@@ -132,9 +179,10 @@ def _quotient(products: Sequence[Tensor], vector: Vector, rows: Any) -> float:
     return (float(sum_over(total, rows)) + vector.carried) / (vector.expected + vector.carried)
 
 
-def better(one: Check | None, other: Check, least: float) -> Check:
-    """The check that promises more; one that took no difference promises the fidelity `least`."""
+def _better(one: Check | None, other: Check) -> Check:
+    """The check that promises more; one that took no difference promises the fidelity that holds."""
     if one is None:
         return other
-    quality = [min(least, least if c.fidelity is None else c.fidelity) - abs(c.quotient - 1) for c in (one, other)]
+    fidelities = (_HOLDS if c.fidelity is None else c.fidelity for c in (one, other))
+    quality = [min(_HOLDS, f) - abs(c.quotient - 1) for f, c in zip(fidelities, (one, other), strict=True)]
     return other if quality[1] > quality[0] else one

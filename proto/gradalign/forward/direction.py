@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from gradalign.errors import DirectionError
-from gradalign.forward.check import Band, Check, better, measured, vector_products
+from gradalign.forward.check import Band, Check, best_check, vector_products
 from gradalign.forward.choice import MethodChoice
 from gradalign.forward.norms import HeadTap
 from gradalign.forward.parameters.shards import LocalParameters, Shard, engine_shards, model_shards, widest_mesh
@@ -30,8 +30,6 @@ from gradalign.sketch.preconditioner import Preconditioner
 __all__ = ["Direction"]
 
 logger = logging.getLogger(__name__)
-
-_HOLDS: Final = 0.99
 
 
 class Direction:
@@ -291,22 +289,8 @@ class Direction:
             )
         given = [checked(batch) for batch in micro_batches]
         passes, methods = self._passes(logprobs, given, shards), self._methods(vector, shards)
-        best: Check | None = None
-        failed: Exception | None = None
-        for method in self._choice.candidates(given):
-            try:
-                found = measured(method, passes, methods, vector, self._spread(shards))
-            except (NotImplementedError, RuntimeError, DirectionError) as error:
-                if self.method != "auto":
-                    raise
-                failed = failed or error
-                continue
-            best = better(best, found, _HOLDS)
-            if self._band.holds(best, _HOLDS):
-                break
-        if best is None:
-            assert failed is not None
-            raise failed
+        rows = self._spread(shards)
+        best = best_check(self._choice.candidates(given), passes, methods, vector, rows=rows, band=self._band)
         self._band.judge(best)
         self.checked = best
         self._choice.settle(best.method)

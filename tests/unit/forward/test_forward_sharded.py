@@ -9,6 +9,7 @@ import torch.distributed as dist
 from ranks import main, run_ranks
 from torch import nn
 
+from gradalign import DirectionError
 from gradalign.forward import Direction, LocalParameter
 
 
@@ -185,7 +186,22 @@ def check_ddp(rank, world):
     expect(direction, inner, rank, world)
 
 
-CHECKS = [check_fsdp2, check_replicated, check_partitioned, check_ddp]
+def check_a_rank_that_fails(rank, world):
+    """What fails on one rank alone fails on all, and none waits for the other."""
+    inner = build()
+    model = nn.parallel.DistributedDataParallel(inner)
+    mine = Rows(1, rank)
+    wrong = mine.ids.float() if rank else None  # no index: raises
+    for method, words in (("auto", "."), ("central", "another rank" if rank == 0 else "Long")):
+        direction = Direction(model, group=dist.group.WORLD, method=method)
+        (world * mine.loss(model)).backward()
+        direction.take()
+        with pytest.raises((DirectionError, RuntimeError), match=words):
+            direction.check(logprobs_of(inner), mine.ids if wrong is None else wrong, mine.weights, mine.mask)
+        assert direction.checked is None
+
+
+CHECKS = [check_fsdp2, check_replicated, check_partitioned, check_ddp, check_a_rank_that_fails]
 
 
 def test_every_rank_has_the_products_of_the_whole_model(tmp_path):
