@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.slow,
 ]
+BOTH = pytest.mark.parametrize("alignment", ["forward", "capture"])
 
 
 @pytest.fixture
@@ -46,14 +47,16 @@ def weights(trainer):
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
-def test_a_run_is_scored_weighed_and_logged_and_validation_leaves_no_trace(play, scorer, run_id):
-    trainer = play()
+@BOTH
+def test_a_run_is_scored_weighed_and_logged_and_validation_leaves_no_trace(play, scorer, run_id, alignment):
+    trainer = play(gradalign={"alignment": alignment})
     trainer.train()
     assert sum(row.times_scored for row in problems_of(scorer.url, run_id).values()) == 4 * 4
     assert len(logged(trainer, "gradalign/weight")) == 4
     assert all(0 <= weight < 1 for weight in logged(trainer, "gradalign/weight"))
     assert logged(trainer, "gradalign/fallbacks") == [0] * 4
-    assert {"gradalign/alignment", "gradalign/coherence", "gradalign/no_signal"} <= set(trainer.state.log_history[0])
+    own = {"capture": {"gradalign/coherence"}, "forward": {"gradalign/quotient", "gradalign/fidelity"}}[alignment]
+    assert {"gradalign/alignment", "gradalign/no_signal", *own} <= set(trainer.state.log_history[0])
     # Had validation rollouts been counted, rewards of a thousand and twice the tokens would be there.
     assert max(logged(trainer, "reward")) <= 1 < VALIDATION_REWARD
     assert max(logged(trainer, "num_tokens")) <= 4 * 16 * (6 + 4)
@@ -62,6 +65,7 @@ def test_a_run_is_scored_weighed_and_logged_and_validation_leaves_no_trace(play,
         kinds = [record.kind for record in client.rounds()]
         assert kinds == ["refresh", "score", "score"] * 2
         assert client.run().policy_version == 3
+        assert client.run().kind == {"capture": "sketches", "forward": "products"}[alignment]
 
 
 class Compared(GradAlignGRPOTrainer):
@@ -87,6 +91,7 @@ class Compared(GradAlignGRPOTrainer):
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_the_sketches_of_a_batch_add_up_to_the_gradient_that_trl_takes(play, lora):
     peft = {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])} if lora else {}
+    peft["gradalign"] = {"alignment": "capture"}
     trainer = play(kind=Compared, max_steps=2, per_device_train_batch_size=24, temperature=0.8, **peft)
     trainer.compared = []
     trainer.train()
@@ -123,6 +128,7 @@ def test_weights_multiply_the_advantages_and_nothing_else_changes(play):
     assert any(after.any() for _, _, after in seen)
 
 
+@BOTH
 @pytest.mark.parametrize(
     ("settings", "generations"),
     [
@@ -134,16 +140,18 @@ def test_weights_multiply_the_advantages_and_nothing_else_changes(play):
     ],
     ids=["iterations", "accumulation", "generation-within-accumulation", "generation-over-steps", "checkpointing"],
 )
-def test_each_generation_batch_is_scored_once(play, scorer, run_id, settings, generations):
-    trainer = play(**settings)
+def test_each_generation_batch_is_scored_once(play, scorer, run_id, settings, generations, alignment):
+    trainer = play(gradalign={"alignment": alignment}, **settings)
     trainer.train()
     groups = trainer.args.generation_batch_size // 4
     assert sum(row.times_scored for row in problems_of(scorer.url, run_id).values()) == generations * groups
     assert logged(trainer, "gradalign/fallbacks")[-1] == 0
 
 
-def test_a_resumed_run_goes_on_with_its_curriculum(play, scorer, run_id, tmp_path):
-    settings = {"save_strategy": "steps", "save_steps": 2, "gradalign": {"refresh_every": 3}}
+@BOTH
+def test_a_resumed_run_goes_on_with_its_curriculum(play, scorer, run_id, tmp_path, alignment):
+    settings = {"save_strategy": "steps", "save_steps": 2}
+    settings["gradalign"] = {"refresh_every": 3, "alignment": alignment}
     unbroken = play(**settings)
     unbroken.train()
     known, end = problems_of(scorer.url, run_id), weights(unbroken)
@@ -162,9 +170,10 @@ def test_a_resumed_run_goes_on_with_its_curriculum(play, scorer, run_id, tmp_pat
 
 
 def test_another_lora_config_under_the_same_run_is_refused(play):
-    play(max_steps=1, peft_config=LoraConfig(r=4, target_modules=["q_proj"])).train()
+    settings = {"max_steps": 1, "gradalign": {"alignment": "capture"}}
+    play(**settings, peft_config=LoraConfig(r=4, target_modules=["q_proj"])).train()
     with pytest.raises(GradAlignError, match=r"another LoRA rank or other target_modules.*take a new run_id"):
-        play(max_steps=1, peft_config=LoraConfig(r=8, target_modules=["q_proj"])).train()
+        play(**settings, peft_config=LoraConfig(r=8, target_modules=["q_proj"])).train()
 
 
 @pytest.mark.parametrize("use", ["select", "both"])
@@ -187,7 +196,8 @@ def test_the_sampler_takes_what_the_scorer_selects(play, scorer, run_id, use):
     assert 0 < logged(trainer, "gradalign/explored")[-1] <= 1
 
 
-def test_training_goes_on_while_the_scorer_is_dead_and_takes_it_back(play, start_scorer, run_id, caplog):
+@BOTH
+def test_training_goes_on_while_the_scorer_is_dead_and_takes_it_back(play, start_scorer, run_id, caplog, alignment):
     caplog.set_level(logging.WARNING, "gradalign_trainer")
     first = start_scorer()
     port, calls = first.url.rpartition(":")[2], []
@@ -201,7 +211,7 @@ def test_training_goes_on_while_the_scorer_is_dead_and_takes_it_back(play, start
                 start_scorer("--port", port)
         return graded(completions, part=part, **columns)
 
-    trainer = play(url=first.url, reward_funcs=reward, max_steps=6)
+    trainer = play(url=first.url, reward_funcs=reward, max_steps=6, gradalign={"alignment": alignment})
     trainer.train()
     assert logged(trainer, "gradalign/fallback") == [0, 1, 1, 1, 0, 0]
     assert logged(trainer, "gradalign/fallbacks")[-1] == 3
@@ -216,18 +226,44 @@ def test_a_run_may_be_told_to_stop_for_its_scorer(play):
         play(url="http://127.0.0.1:9", gradalign={"fail_open": False}).train()
 
 
-def test_two_processes_share_one_curriculum(base, scorer, run_id, tmp_path):
-    # Groups of four over six rows a process: the middle one lies on both.
+def two_processes(base, output, url, run_id, kind, engine, **settings):
+    """What two processes of one training ended with; groups of four over six rows a process: the middle one lies on both."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    program = [str(ROOT / "tests/support/trlkit.py"), str(base), str(tmp_path), scorer.url, run_id, "both"]
+    program = [str(ROOT / "tests/support/trlkit.py"), str(base), str(output), url, run_id, kind]
+    program += [json.dumps(settings), engine]
     ran = subprocess.run([*command, *program], capture_output=True, text=True, timeout=500, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
-    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
-    assert first["weights"] == second["weights"]
-    assert sum(row.times_scored for row in problems_of(scorer.url, run_id).values()) == 4 * 3
+    first, second = (json.loads((output / f"rank-{rank}.json").read_text()) for rank in range(2))
     entries = [entry for entry in first["log"] if "gradalign/weight" in entry]
-    assert len(entries) == 4
+    assert len(entries) == (0 if kind == "blind" else 4)
     assert all(entry["reward"] <= 1 and entry["gradalign/fallbacks"] == 0 for entry in entries)
+    assert kind == "blind" or sum(row.times_scored for row in problems_of(url, run_id).values()) == 4 * 3
+    return first, second
+
+
+@pytest.mark.parametrize(("kind", "alignment"), [("witness", "forward"), ("plain", "capture")])
+def test_two_processes_share_one_curriculum(base, scorer, run_id, tmp_path, kind, alignment):
+    gradalign = {"use": "both", "alignment": alignment}
+    first, second = two_processes(base, tmp_path, scorer.url, run_id, kind, "ddp", gradalign=gradalign)
+    assert first["weights"] == second["weights"]
+    assert kind == "plain" or max(first["apart"], second["apart"]) < 0.02
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 3}])
+def test_a_model_sharded_by_fsdp2_is_aligned(base, scorer, run_id, tmp_path, settings):
+    first, second = two_processes(base, tmp_path, scorer.url, run_id, "witness", "fsdp2", **settings)
+    assert max(first["apart"], second["apart"]) < 0.02
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_updates_of_two_processes_are_bit_for_bit_what_they_would_be_without_measuring(
+    base, scorer, run_id, tmp_path, engine
+):
+    ends, settings = [], {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 3}
+    for kind in ("unweighted", "blind"):
+        found = two_processes(base, tmp_path, scorer.url, f"{run_id}-{kind}", kind, engine, **settings)
+        ends.append([rank["weights"] for rank in found])
+    assert ends[0] == ends[1]
 
 
 def test_a_streamed_dataset_is_weighed_and_cannot_be_selected_from(play, scorer, run_id):

@@ -1,15 +1,20 @@
 """Runs of TRL's real GRPOTrainer with a curriculum, small enough for tests. As a program: one run, for torchrun."""
 
+import hashlib
 import json
 import sys
 import zlib
+from collections import defaultdict
+from dataclasses import replace
 
+import fsdp2_on_cpu
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig
 
 from gradalign_trainer.adapters.trl import GradAlignConfig, GradAlignGRPOTrainer
+from gradalign_trainer.adapters.trl.measuring.groups import grouped
 from gradalign_trainer.worlds.regimes import make_world
 
 VALIDATION_REWARD = 1000.0
@@ -49,7 +54,8 @@ def graded(completions, answer, part, **kwargs):
 def make_trainer(base, output, url, run_id, *, kind=GradAlignGRPOTrainer, gradalign=None, pool=None, **settings):
     """A trainer; `reward_funcs`, `peft_config` and `callbacks` go to it, other settings to GRPOConfig."""
     world = make_world("inverted", seed=3, pool=96, validation=8, heldout=24)
-    own = {name: settings.pop(name) for name in ("reward_funcs", "peft_config", "callbacks") if name in settings}
+    names = ("model", "reward_funcs", "peft_config", "callbacks")
+    own = {name: settings.pop(name) for name in names if name in settings}
     config = {
         "validation_dataset": rows(world.validation, "validation"),
         "dim": 512,
@@ -59,7 +65,7 @@ def make_trainer(base, output, url, run_id, *, kind=GradAlignGRPOTrainer, gradal
         **(gradalign or {}),
     }
     return kind(
-        model=AutoModelForCausalLM.from_pretrained(base),
+        **{"model": own.pop("model", None) or AutoModelForCausalLM.from_pretrained(base)},
         processing_class=AutoTokenizer.from_pretrained(base, padding_side="left"),
         train_dataset=rows(world.pool) if pool is None else pool,
         args=GRPOConfig(output_dir=str(output), **{**SMALL, **settings}),
@@ -68,16 +74,152 @@ def make_trainer(base, output, url, run_id, *, kind=GradAlignGRPOTrainer, gradal
     )
 
 
+class Witness(GradAlignGRPOTrainer):
+    """Holds the products of its batches to those of gradients of TRL's own loss, taken a row at a time.
+
+    Attributes:
+        compared: (ours, exact) of each measurement, float64 [rows over all processes], and last the two lengths.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.compared, self.against, self.trusted_groups = [], None, []
+
+    def _met(self):
+        met = super()._met()
+        if self._meter is not None and not self.args.bf16:
+            self._meter.target = 0.002  # as a difference it is nearer to the derivative
+        return met
+
+    def _validation_groups(self):
+        seen = set()
+        for groups in super()._validation_groups():
+            weights = torch.zeros(len(groups.names))
+            weights[groups.firsts(seen)] = 1.0  # what fills up a batch does not count
+            if self.gradalign.aggregation == "mean":
+                weights /= groups.tokens
+            counted = {**groups.batch, "advantages": groups.batch["advantages"] * weights[groups.index]}
+            self.trusted_groups.append(replace(groups, batch=counted))
+            yield groups
+
+    def _measured_validation(self, meter):
+        self.trusted_groups = []
+        measured = super()._measured_validation(meter)
+        parts = [self.gradient(groups.batch, groups.batch["advantages"]) for groups in self.trusted_groups]
+        self.against = [sum(each) for each in zip(*parts, strict=True)]
+        mean = self.gradalign.aggregation == "mean"
+        scale = 1.0 if mean else len(measured.problem_ids) / sum(measured.tokens)
+        exact = torch.cat([self.exact(groups) for groups in self.trusted_groups]) * scale
+        ours = flat(measured)
+        self.compared.append((ours, exact[: len(ours)]))
+        assert not exact[len(ours) :].any()
+        length = self.dot(self.against, self.against) ** 0.5 * scale
+        self.compared.append((torch.tensor([measured.length]), torch.tensor([length])))
+        return measured
+
+    def _score(self, ids, output, *, ready):
+        if ready:
+            groups = grouped(self, ids, output, self._rewards)
+            before = [parameter.grad for parameter in self.model.parameters()]
+            measured = self._meter.candidates(groups)
+            assert all(p.grad is b for p, b in zip(self.model.parameters(), before, strict=True))
+            tokens = groups.tokens.repeat_interleave(groups.size).double()
+            self.compared.append((flat(measured), self.exact(groups) / tokens))
+        super()._score(ids, output, ready=ready)
+
+    def exact(self, groups):
+        """Products of each row's gradient, not over any tokens, with the unit gradient of the validation rows."""
+        length, found = self.dot(self.against, self.against) ** 0.5, []
+        advantages = groups.batch["advantages"]
+        for process in range(self.accelerator.num_processes):
+            for row in range(len(advantages)):
+                alone = torch.zeros_like(advantages)
+                if process == self.accelerator.process_index:
+                    alone[row] = advantages[row]
+                found.append(self.dot(self.gradient(groups.batch, alone), self.against) / length)
+        return torch.tensor(found, dtype=torch.float64)
+
+    def gradient(self, output, advantages):
+        """Of TRL's loss without its normalizer, added over the processes."""
+        metrics = self._metrics["train"]
+        self._metrics["train"] = defaultdict(list)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        kept, processes = [p.grad for p in parameters], self.accelerator.num_processes
+        try:
+            for parameter in parameters:
+                parameter.grad = None
+            tokens = output["num_items_in_batch"] * self.current_gradient_accumulation_steps
+            with self._meter._reducing():
+                loss = self._compute_loss(self.model, {**output, "advantages": advantages})
+                (loss * tokens / processes / self.args.steps_per_generation).backward()
+            found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            if self.is_fsdp_enabled:
+                return [gradient * processes for gradient in found]
+            for gradient in found if processes > 1 else ():
+                torch.distributed.all_reduce(gradient)
+            return found
+        finally:
+            self._metrics["train"] = metrics
+            for parameter, gradient in zip(parameters, kept, strict=True):
+                parameter.grad = gradient
+
+    @staticmethod
+    def dot(one, other):
+        sums = [(a.double() * b.double()).sum() for a, b in zip(one, other, strict=True)]
+        return float(sum(s.full_tensor() if hasattr(s, "full_tensor") else s for s in sums))
+
+
+class Unweighted(GradAlignGRPOTrainer):
+    """Measures and scores, and trains on the advantages as they were."""
+
+    def _score(self, ids, output, *, ready):
+        own = output["advantages"].clone()
+        super()._score(ids, output, ready=ready)
+        assert ready
+        output["advantages"] = own
+
+
+class Blind(GradAlignGRPOTrainer):
+    """Generates the same rollouts, and measures nothing."""
+
+    def _measured_validation(self, meter):
+        def consume(batches):
+            list(batches)
+
+        meter.validation = consume
+        return super()._measured_validation(meter)
+
+
+def flat(measured):
+    return torch.tensor([value for group in measured.products for value in group], dtype=torch.float64)
+
+
+def apart(pairs):
+    """The largest distance of our products from exact ones, over the exact ones' norm."""
+    return max(float((ours - exact).norm() / exact.norm()) for ours, exact in pairs)
+
+
+KINDS = {"plain": GradAlignGRPOTrainer, "witness": Witness, "unweighted": Unweighted, "blind": Blind}
+
+
 def main():
-    """`trlkit.py BASE OUTPUT URL RUN_ID USE`: trains, and writes what each process ended with."""
-    base, output, url, run_id, use = sys.argv[1:]
+    """`trlkit.py BASE OUTPUT URL RUN_ID KIND SETTINGS ENGINE`: trains, and writes what each process ended with."""
+    base, output, url, run_id, kind, settings, engine = sys.argv[1:]
     torch.set_num_threads(1)
-    trainer = make_trainer(base, output, url, run_id, gradalign={"use": use}, per_device_train_batch_size=6)
+    if engine == "fsdp2":
+        fsdp2_on_cpu.allow()
+    settings = {"per_device_train_batch_size": 6, **json.loads(settings)}
+    trainer = make_trainer(base, output, url, run_id, kind=KINDS[kind], **settings)
+    assert trainer.is_fsdp_enabled == (engine == "fsdp2")
     trainer.train()
-    total = sum(float(parameter.detach().double().abs().sum()) for parameter in trainer.model.parameters())
+    digest = hashlib.sha256()
+    for parameter in trainer.model.parameters():
+        # Of shards, those of this process.
+        digest.update(getattr(parameter, "_local_tensor", parameter).detach().contiguous().numpy().tobytes())
     rank = trainer.accelerator.process_index
     with open(f"{output}/rank-{rank}.json", "w") as file:
-        json.dump({"weights": total, "log": trainer.state.log_history}, file)
+        far = apart(trainer.compared) if kind == "witness" else None
+        json.dump({"weights": digest.hexdigest(), "apart": far, "log": trainer.state.log_history}, file)
     trainer.accelerator.end_training()
 
 

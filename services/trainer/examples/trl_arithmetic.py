@@ -68,9 +68,11 @@ def train(options, policy, world, output, scorer):
     else:
         curriculum = GradAlignConfig(
             scorer_url=scorer,
-            run_id=f"trl-arithmetic-{options.seed}-{options.use}",
+            run_id=f"trl-arithmetic-{options.seed}-{options.use}-{options.alignment}",
             validation_dataset=rows(world.validation[:48]),
             use=options.use,
+            alignment=options.alignment,
+            rollout_weights=options.rollout_weights,
             refresh_every=options.refresh_every,
         )
         trainer = GradAlignGRPOTrainer(**common, gradalign=curriculum)
@@ -83,6 +85,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plain", action="store_true", help="TRL alone")
     parser.add_argument("--use", default="weight", choices=("weight", "select", "both"))
+    parser.add_argument("--alignment", default="auto", choices=("auto", "forward", "capture"))
+    parser.add_argument("--rollout-weights", action="store_true", help="a weight for each rollout, not each group")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--refresh-every", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)

@@ -10,7 +10,7 @@ with warnings.catch_warnings():
     from trl.trainer.utils import RepeatSampler
 
     from gradalign_trainer.adapters.trl import GradAlignConfig
-    from gradalign_trainer.adapters.trl.aside import scoring_batches
+    from gradalign_trainer.adapters.trl.measuring.aside import scoring_batches
     from gradalign_trainer.adapters.trl.rows import dataset_ids, row_id
     from gradalign_trainer.adapters.trl.sampler import CurriculumSampler
 

@@ -105,6 +105,12 @@ MAY_IMPORT = {
     "gradalign_trainer.adapters.trl": {
         "gradalign.sketch",
         "gradalign_trainer.adapters",
+        "gradalign_trainer.adapters.trl.measuring",
+        "gradalign_trainer.curriculum",
+    },
+    "gradalign_trainer.adapters.trl.measuring": {
+        "gradalign.forward",
+        "gradalign.sketch",
         "gradalign_trainer.curriculum",
     },
     "gradalign_trainer.adapters.verl": {

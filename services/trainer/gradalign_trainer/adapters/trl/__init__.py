@@ -7,7 +7,8 @@
 
 A GRPOTrainer subclass of one's own takes `class Mine(GradAlignMixin, MyTrainer)`.
 
-May import the curriculum and the sketch. A change here keeps TRL's own course: the same batches, losses and metrics.
+May import its own room of measuring, the curriculum and the sketch. A change here keeps TRL's own course: the same
+batches, losses and metrics.
 """
 
 from gradalign_trainer.adapters.trl.config import GradAlignConfig

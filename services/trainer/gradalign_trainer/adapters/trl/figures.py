@@ -24,6 +24,8 @@ def batch_figures(link: ScorerLink, ranking: Ranking | None) -> dict[str, float]
     }
     if link.validation is not None and link.validation.coherence is not None:
         figures["coherence"] = link.validation.coherence
+    if link.validation is not None and link.validation.products_quotient is not None:
+        figures["quotient"] = link.validation.products_quotient
     if ranking is None:
         return figures
     figures["weight"] = fmean(ranking.weights)
@@ -32,4 +34,6 @@ def batch_figures(link: ScorerLink, ranking: Ranking | None) -> dict[str, float]
         figures["alignment"] = fmean(ranking.alignments)
     if ranking.reliability is not None:
         figures["reliability"] = ranking.reliability
+    if ranking.rollout_reliability is not None:
+        figures["rollout_reliability"] = ranking.rollout_reliability
     return figures

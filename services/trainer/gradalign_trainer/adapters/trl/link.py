@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from gradalign import Client
-from gradalign.errors import GradAlignError, NotFound, ProjectionMismatch, UnavailableError
+from gradalign.errors import GradAlignError, KindMismatch, NotFound, ProjectionMismatch, UnavailableError
 from gradalign.wire.projection import Projection
 from gradalign.wire.replies import Ranking, RunState, Selection
+from gradalign_trainer.adapters.trl.alignment import CAPTURE, FORWARD, KINDS
 from gradalign_trainer.adapters.trl.config import GradAlignConfig
 from gradalign_trainer.curriculum.failopen import FailOpen
-from gradalign_trainer.curriculum.measured import Measured
-from gradalign_trainer.fallbacks import AWAY, Fallbacks
+from gradalign_trainer.curriculum.measured import Gradients
+from gradalign_trainer.curriculum.products import MeasuredProducts
+from gradalign_trainer.fallbacks import AWAY, UNFIT, Fallbacks
 from gradalign_trainer.numerals import counted
 
 __all__ = ["ScorerLink"]
@@ -31,18 +34,23 @@ class ScorerLink(FailOpen):
 
     Args:
         config: of the run.
-        projection: of its sketches.
+        projection: of its sketches; None where it cannot have any.
+        alignment: `forward` or `capture`; None where the run that the scorer holds decides, and else `capture`.
         step: optimizer steps behind it.
         resumed: whether it goes on from a checkpoint.
         snapshot: name of the curriculum of that checkpoint; None where it has none.
         fallbacks: batches that went on without a ranking before the checkpoint, by why.
+
+    Attributes:
+        alignment: as given; decided once the scorer was met.
     """
 
     def __init__(
         self,
         config: GradAlignConfig,
-        projection: Projection,
+        projection: Projection | None,
         *,
+        alignment: str | None,
         step: int,
         resumed: bool,
         snapshot: str | None,
@@ -51,7 +59,7 @@ class ScorerLink(FailOpen):
         super().__init__(
             projection=projection, strategy=config.strategy, aggregation=config.aggregation, wants_validation=True
         )
-        self._config = config
+        self._config, self.alignment = config, alignment
         self._step, self._resumed, self._snapshot = step, resumed, snapshot
         self._client: Client | None = None
         self._probe: Client | None = None
@@ -63,12 +71,26 @@ class ScorerLink(FailOpen):
             self._attempt("health", lambda client: client.health())
         return self._client is not None and not self._away
 
-    def refresh(self, measured: Measured, step: int) -> None:
+    def refresh(self, measured: Gradients, step: int) -> None:
         """Replace the validation gradient; without a signal the one that the scorer holds stays."""
         self._refreshed(measured, step)
 
-    def score(self, measured: Measured, step: int) -> Ranking | None:
+    def unmeasured(self) -> None:
+        """No validation gradient could be measured: nothing is scored until another one is.
+
+        Raises:
+            GradAlignError: the run is to stop where it cannot be scored.
+        """
+        if not self._config.fail_open:
+            raise GradAlignError(
+                "no validation gradient could be measured (the log says why), and GradAlignConfig.fail_open is False."
+            )
+        self.needs_validation, self._no_validation = True, UNFIT
+
+    def score(self, measured: Gradients, step: int) -> Ranking | None:
         """The scorer's ranking of a batch; None where it is away or has lost its validation gradient."""
+        if isinstance(measured, MeasuredProducts) and self.validation is not None:
+            measured = replace(measured, version=self.validation.validation_version)
         return self._ranking(measured, step)
 
     def select(self, problem_ids: Sequence[str], count: int, step: int, batch: int) -> Selection | None:
@@ -103,6 +125,8 @@ class ScorerLink(FailOpen):
     def _attempt(self, what: str, request: Callable[[Client], T]) -> T | None:
         try:
             return super()._attempt(what, request)
+        except KindMismatch as error:
+            raise _other_kind(self._config.run_id, self.alignment) from error
         except ProjectionMismatch as error:
             raise _other_projection(self._config.run_id, str(error)) from error
 
@@ -136,12 +160,21 @@ class ScorerLink(FailOpen):
         address = config.address(1 if held is None else held.epoch + 1)
         client = address.connect(config.run_id)
         try:
+            self._settle(held)
             if held is not None:
                 self._restore(client, held)
         except BaseException:
             client.close()
             raise
         self._client, self._probe = client, address.connect(config.run_id, probing=True)
+
+    def _settle(self, held: RunState | None) -> None:
+        theirs = None if held is None else KINDS.get(held.kind)
+        if self.alignment is None:
+            self.alignment = theirs or CAPTURE
+            logger.info("Aligned by %s (GradAlignConfig.alignment).", self.alignment)
+        if theirs not in (None, self.alignment):
+            raise _other_kind(self._config.run_id, self.alignment)
 
     def _restore(self, client: Client, held: RunState) -> None:
         if self._snapshot is not None:
@@ -152,11 +185,9 @@ class ScorerLink(FailOpen):
                 logger.warning("The curriculum of %s is gone from the scorer: %s", self._snapshot, error)
         elif self._resumed:
             logger.warning("The checkpoint at step %d came without a curriculum; the scorer's goes on.", self._step)
-        assert self._projection is not None
-        if held.projection is not None and held.projection["id"] != self._projection.id:
-            raise _other_projection(
-                self._config.run_id, f"it holds {held.projection['id']}, this run makes {self._projection.id}"
-            )
+        ours = self._projection
+        if held.projection is not None and ours is not None and held.projection["id"] != ours.id:
+            raise _other_projection(self._config.run_id, f"it holds {held.projection['id']}, this run makes {ours.id}")
         if held.policy_version > self._step:
             raise _ahead(self._config, held.policy_version, self._step, resumed=self._resumed)
         self.needs_validation = held.validation_version == 0
@@ -167,6 +198,16 @@ def _held(client: Client) -> RunState | None:
         return client.run()
     except NotFound:
         return None
+
+
+def _other_kind(run_id: str, alignment: str | None) -> GradAlignError:
+    ours, theirs = ("products", "sketches") if alignment == FORWARD else ("sketches", "products")
+    other = next(name for kind, name in KINDS.items() if kind == theirs)
+    return GradAlignError(
+        f"the scorer holds {theirs} of run {run_id!r}, and this training sends {ours}: a run is of one kind, since what it "
+        f"remembers of problems is. To go on with that run, take GradAlignConfig(alignment={other!r}) where this model and "
+        "strategy allow it; otherwise take a new run_id, under which the curriculum begins anew."
+    )
 
 
 def _other_projection(run_id: str, what: str) -> GradAlignError:

@@ -1,7 +1,8 @@
 """GRPOTrainer with a curriculum, read along TRL's own course of a generation batch.
 
     sampler draws the problems ("select") -> validation gradient, every few steps -> TRL generates, rewards, takes advantages
-    -> one sketch a group -> /score -> advantages times weights ("weight") -> TRL shuffles, splits and trains
+    -> a sketch of each group, or products of its rollouts -> /score -> advantages times weights ("weight")
+    -> TRL shuffles, splits and trains
 
 Only what TRL lets a subclass override is overridden. Rank 0 alone talks to the scorer; all others get what it heard.
 """
@@ -9,29 +10,32 @@ Only what TRL lets a subclass override is overridden. Rank 0 alone talks to the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from datasets import IterableDataset
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from gradalign.errors import GradAlignError
+from gradalign.errors import GradAlignError, SketchError
 from gradalign.sketch import Sketcher
-from gradalign_trainer.adapters.trl.aside import aside, scoring_batches
+from gradalign_trainer.adapters.trl.alignment import CAPTURE, FORWARD, alignment_of, check_supported
 from gradalign_trainer.adapters.trl.config import GradAlignConfig
 from gradalign_trainer.adapters.trl.figures import batch_figures
-from gradalign_trainer.adapters.trl.gradients import GroupMeter
 from gradalign_trainer.adapters.trl.link import ScorerLink
+from gradalign_trainer.adapters.trl.measuring.aside import aside, scoring_batches
+from gradalign_trainer.adapters.trl.measuring.capture import GroupMeter
+from gradalign_trainer.adapters.trl.measuring.forward import ProductMeter
+from gradalign_trainer.adapters.trl.measuring.groups import Groups, grouped
 from gradalign_trainer.adapters.trl.rows import dataset_ids, row_id
 from gradalign_trainer.adapters.trl.sampler import CurriculumSampler
 from gradalign_trainer.adapters.trl.state import CurriculumState
-from gradalign_trainer.curriculum.measured import Measured
+from gradalign_trainer.curriculum.measured import Gradients
 from gradalign_trainer.fallbacks import Fallbacks
 
 __all__ = ["GradAlignGRPOTrainer", "GradAlignMixin"]
@@ -63,21 +67,25 @@ class GradAlignMixin(_Trainer):
         gradalign: how to use the scorer. All other arguments are GRPOTrainer's.
 
     Raises:
-        GradAlignError: ids are missing or repeat, or the run is sharded in a way that sketches cannot be taken of.
+        GradAlignError: ids are missing or repeat, or the model is held in a way that it cannot be measured.
     """
 
     def __init__(self, *args: Any, gradalign: GradAlignConfig, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.gradalign = gradalign
         self._check_supported()
+        self._alignment = alignment_of(gradalign, self)
+        check_supported(gradalign, self, self._alignment)
         column = gradalign.id_column
         self._pool = [] if self._streams else dataset_ids(self.train_dataset, column, "train_dataset")
         self._row_of = {problem_id: row for row, problem_id in enumerate(self._pool)}
         self._trusted = dataset_ids(gradalign.validation_dataset, column, "validation_dataset")
         self._link: ScorerLink | None = None
-        self._meter: GroupMeter | None = None
+        self._sketcher: Sketcher | None = None
+        self._meter: GroupMeter | ProductMeter | None = None
         self._resumed: Path | None = None
         self._refreshed: int | None = None
+        self._unmeasured = False
         self._rewards = torch.zeros(0)
         self._selections = 0
         self._scoring = False
@@ -88,14 +96,6 @@ class GradAlignMixin(_Trainer):
         return isinstance(self.train_dataset, IterableDataset)
 
     def _check_supported(self) -> None:
-        sharded = "FSDP" if self.is_fsdp_enabled else "DeepSpeed" if self.is_deepspeed_enabled else None
-        if sharded is not None:
-            raise GradAlignError(
-                f"the model is sharded by {sharded}; the sketches of a batch's groups are taken of whole parameters. Launch "
-                "with DDP (accelerate launch --multi_gpu), with LoRA where the optimizer's state does not fit."
-            )
-        if self._is_vlm:
-            raise GradAlignError("the processing class is of a vision-language model; sketches are taken of text only.")
         if self._streams and self.gradalign.selects:
             raise GradAlignError(
                 f"GradAlignConfig.use = {self.gradalign.use!r} chooses among the rows of train_dataset, and a streamed "
@@ -103,27 +103,47 @@ class GradAlignMixin(_Trainer):
             )
 
     def begin_curriculum(self) -> None:
-        """Make the sketcher and meet the scorer; called when training begins, with the checkpoint loaded."""
-        config, model = self.gradalign, self.accelerator.unwrap_model(self.model)
-        sketcher = Sketcher(model, dim=config.dim, seed=config.seed)
-        self._meter = GroupMeter(
-            model,
-            sketcher,
-            rows=self.args.per_device_train_batch_size,
-            temperature=self.temperature,
-            autocast=self.accelerator.autocast,
-        )
+        """Meet the scorer, and settle how to measure; called when training begins, with the checkpoint loaded."""
+        config, step = self.gradalign, self.state.global_step
+        if self._alignment != FORWARD:
+            self._sketcher = self._made_sketcher()
         kept = CurriculumState.read(self._resumed)
-        step, self._refreshed = self.state.global_step, kept.refreshed
+        self._refreshed = kept.refreshed
         self._link = ScorerLink(
             config,
-            sketcher.projection,
+            None if self._sketcher is None else self._sketcher.projection,
+            alignment=self._alignment,
             step=step,
             resumed=step > 0,
             snapshot=kept.snapshot,
             fallbacks=Fallbacks.of(kept.fallbacks, kept.fallback_reasons),
         )
-        self._on_main(self._link.reachable)
+        self._met()
+
+    def _made_sketcher(self) -> Sketcher | None:
+        """None where the model cannot be sketched and need not be."""
+        config = self.gradalign
+        try:
+            return Sketcher(self.accelerator.unwrap_model(self.model), dim=config.dim, seed=config.seed)
+        except SketchError:
+            if self._alignment == CAPTURE:
+                raise
+            self._alignment = FORWARD
+            return None
+
+    def _met(self) -> bool:
+        """Whether the scorer is there; then it is settled how gradients are measured."""
+        link, config = self._link, self.gradalign
+        assert link is not None
+        alignment = self._on_main(lambda: link.alignment if link.reachable() else None)
+        if alignment is not None and self._meter is None:
+            sketcher, self._sketcher = self._sketcher, None
+            if alignment == FORWARD:
+                self._meter = ProductMeter(self, config)
+            else:
+                assert sketcher is not None
+                self._meter = GroupMeter(self, sketcher)
+        return alignment is not None
 
     def end_curriculum(self) -> None:
         """Close the connections."""
@@ -192,92 +212,67 @@ class GradAlignMixin(_Trainer):
     def _validated(self) -> bool:
         """Refresh the validation gradient where that is due; whether the scorer is there and holds one."""
         link, step = self._link, self.state.global_step
-        assert link is not None
-
-        def due() -> bool | None:
-            if not link.reachable():
-                return None
-            late = self._refreshed is None or step - self._refreshed >= self.gradalign.refresh_every
-            return link.needs_validation or late
-
-        wanted = self._on_main(due)
-        if wanted is None:
+        if not self._met():
             return False
-        if wanted:
-            measured = self._measure_validation()
-            self._on_main(lambda: link.refresh(measured, step))
-            self._refreshed = step
+        meter = self._meter
+        assert link is not None
+        assert meter is not None
+        late = self._refreshed is None or step - self._refreshed >= self.gradalign.refresh_every
+        missing = self._on_main(lambda: link.needs_validation or not meter.ready)
+        # What cannot be measured costs rollouts at every try.
+        if late or (missing and not self._unmeasured):
+            measured = self._measured_validation(meter)
+            self._unmeasured, self._refreshed = measured is None, step
+            self._on_main(lambda: link.unmeasured() if measured is None else link.refresh(measured, step))
         return self._on_main(lambda: link.reachable() and not link.needs_validation)
 
-    def _measure_validation(self) -> Measured:
-        group_size = int(self.gradalign.validation_rollouts or self.num_generations or 1)
-        accelerator, parts = self.accelerator, []
-        settings: Any = self.args  # declared as a plain TrainingArguments
+    def _measured_validation(self, meter: GroupMeter | ProductMeter) -> Gradients | None:
+        self._scoring = True
+        try:
+            with aside(self, int(self.gradalign.validation_rollouts or self.num_generations or 1)):
+                return meter.validation(self._validation_groups())
+        finally:
+            self._scoring = False
+
+    def _validation_groups(self) -> Iterator[Groups]:
+        """Rollouts of the validation problems, a generation batch at a time."""
+        column, settings = self.gradalign.id_column, cast("Any", self.args)  # declared as a plain TrainingArguments
         rows = [
-            {**row, self.gradalign.id_column: problem_id}
+            {**row, column: problem_id}
             for row, problem_id in zip(self.gradalign.validation_dataset, self._trusted, strict=True)
         ]
         batches = scoring_batches(
             rows,
-            group_size=group_size,
+            group_size=int(self.num_generations or 1),
             batch_rows=settings.generation_batch_size,
-            processes=accelerator.num_processes,
-            process=accelerator.process_index,
+            processes=self.accelerator.num_processes,
+            process=self.accelerator.process_index,
         )
-        self._scoring = True
-        try:
-            with aside(self, group_size):
-                for batch in batches:
-                    output = self._generate_and_score_completions([dict(row) for row in batch])
-                    parts.append(self._measured([row[self.gradalign.id_column] for row in batch], output))
-        finally:
-            self._scoring = False
-        return _joined(parts).distinct()
-
-    def _measured(self, ids: Sequence[str], output: Mapping[str, Any]) -> Measured:
-        """The gradients of a batch's groups over all processes, on every process."""
-        assert self._meter is not None
-        accelerator, size = self.accelerator, int(self.num_generations or 1)
-        everyone: list[str] = gather_object(list(ids))
-        names = everyone[::size]
-        if any(everyone[row] != names[row // size] for row in range(len(everyone))):
-            raise GradAlignError(
-                f"a generation batch does not hold every problem {size} times in a row, as RepeatSampler gives it; is "
-                "_get_train_sampler or get_train_dataloader overridden? Keep RepeatSampler's order."
-            )
-        device = output["advantages"].device
-        groups = (accelerator.process_index * len(ids) + torch.arange(len(ids), device=device)) // size
-        mask = output["completion_mask"] * output["tool_mask"] if "tool_mask" in output else output["completion_mask"]
-        tokens = torch.zeros(len(names), device=device).index_add_(0, groups, mask.sum(1).float())
-        sketches = self._meter.measure(output, groups, len(names))
-        tokens, sketches = accelerator.reduce(tokens), accelerator.reduce(sketches)
-        return Measured(
-            problem_ids=names,
-            sketches=(sketches / tokens.clamp(min=1)[:, None]).cpu(),
-            tokens=[int(count) for count in tokens.tolist()],
-            rollouts=[size] * len(names),
-            pass_rates=self._rewards.view(-1, size).mean(dim=1).clamp(0, 1).tolist(),
-        )
+        for batch in batches:
+            output = self._generate_and_score_completions([dict(row) for row in batch])
+            yield grouped(self, [row[column] for row in batch], output, self._rewards)
 
     def _score(self, ids: Sequence[str], output: dict[str, Any], *, ready: bool) -> None:
         """Score the batch's groups and weigh their advantages."""
-        link, step = self._link, self.state.global_step
+        link, meter, step = self._link, self._meter, self.state.global_step
         assert link is not None
         began = time.monotonic()
-        measured = self._measured(ids, output).distinct() if ready else None
-        self._log_figure("seconds_sketches", time.monotonic() - began)
+        groups = grouped(self, ids, output, self._rewards)
+        measured = meter.candidates(groups) if ready and meter is not None and meter.ready else None
+        self._log_figure("seconds_measuring", time.monotonic() - began)
 
-        def ask() -> tuple[dict[str, float] | None, dict[str, float]]:
+        def ask() -> tuple[list[float] | None, dict[str, float]]:
             ranking = None if measured is None else link.score(measured, step)
             if ranking is None:
                 link.count_fallback()
-            return None if ranking is None else ranking.weight_of(), batch_figures(link, ranking)
+            return None if ranking is None else groups.row_weights(ranking), batch_figures(link, ranking)
 
         weights, figures = self._on_main(ask)
         if weights is not None and self.gradalign.weighs:
-            factors = torch.tensor([weights.get(problem_id, 0.0) for problem_id in ids]).to(output["advantages"])
+            begin = self.accelerator.process_index * len(ids)
+            factors = torch.tensor(weights[begin : begin + len(ids)]).to(output["advantages"])
             output["advantages"] = output["advantages"] * factors
-        for name, value in figures.items():
+        for name, value in {**figures, **({} if meter is None else meter.figures())}.items():
             self._log_figure(name, value)
 
     def _log_figure(self, name: str, value: float) -> None:
@@ -294,6 +289,9 @@ class GradAlignMixin(_Trainer):
         link, name = self._link, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         assert link is not None
         snapshot = self._on_main(lambda: link.snapshot(name))
+        if self._meter is not None and not self._meter.lasting:
+            self._meter.forget()
+            self._refreshed = None
         if self.args.should_save:
             state = CurriculumState(
                 self.gradalign.run_id, snapshot, self._refreshed, link.fallbacks, dict(link.reasons)
@@ -303,13 +301,3 @@ class GradAlignMixin(_Trainer):
 
 class GradAlignGRPOTrainer(GradAlignMixin, GRPOTrainer):
     """`trl.GRPOTrainer` with a curriculum: one argument more, `gradalign=GradAlignConfig(...)`."""
-
-
-def _joined(parts: Sequence[Measured]) -> Measured:
-    return Measured(
-        problem_ids=[problem_id for part in parts for problem_id in part.problem_ids],
-        sketches=torch.cat([part.sketches for part in parts]),
-        tokens=[count for part in parts for count in part.tokens],
-        rollouts=[count for part in parts for count in part.rollouts],
-        pass_rates=[rate for part in parts for rate in part.pass_rates],
-    )

@@ -1,15 +1,17 @@
-"""Scoring passes beside the training: rollouts that leave no trace in TRL's metrics."""
+"""Scoring passes beside the training: rollouts and backwards that leave no trace in TRL's metrics and the next update."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["aside", "scoring_batches"]
+from torch import Tensor
+
+__all__ = ["aside", "gradients_aside", "scoring_batches"]
 
 
 @contextmanager
@@ -29,6 +31,19 @@ def aside(trainer: Any, group_size: int) -> Iterator[None]:
     finally:
         trainer._metrics["train"], trainer._logs, trainer.num_generations = metrics, logs, generations
         trainer.state.num_input_tokens_seen = seen
+
+
+@contextmanager
+def gradients_aside(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Within the block `.grad` is None at first; behind it, it is the very tensor that it was."""
+    kept = [(parameter, parameter.grad) for parameter in parameters]
+    try:
+        for parameter, _ in kept:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, gradient in kept:
+            parameter.grad = gradient
 
 
 def scoring_batches(

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +17,9 @@ from torch import Tensor
 
 from gradalign.errors import SketchError
 from gradalign.sketch import Capture, Sketcher
+from gradalign_trainer.adapters.trl.measuring.aside import gradients_aside
+from gradalign_trainer.adapters.trl.measuring.groups import Groups, counted
+from gradalign_trainer.curriculum.measured import Measured
 
 __all__ = ["GroupMeter"]
 
@@ -28,27 +30,57 @@ class GroupMeter:
     """Takes the gradients of one policy.
 
     Args:
-        model: the policy, without the wrapper of DDP.
-        sketcher: made for it.
-        rows: rollouts in one forward and backward; bounds memory.
-        temperature: of sampling.
-        autocast: makes the context of a forward.
+        trainer: a `trl.GRPOTrainer`, whose temperature, autocast and micro-batch size are taken.
+        sketcher: made for its model.
+
+    Attributes:
+        ready: candidates can be measured: always, of sketches.
+        lasting: a resumed run goes on with the validation gradient: the scorer keeps it.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        sketcher: Sketcher,
-        *,
-        rows: int,
-        temperature: float,
-        autocast: Callable[[], AbstractContextManager[Any]],
-    ) -> None:
-        self._model, self._sketcher, self._rows = model, sketcher, rows
-        self._temperature, self._autocast = temperature, autocast
+    ready = True
+    lasting = True
+
+    def __init__(self, trainer: Any, sketcher: Sketcher) -> None:
+        self._accelerator, self._sketcher = trainer.accelerator, sketcher
+        self._rows, self._temperature = trainer.args.per_device_train_batch_size, trainer.temperature
+        self._model = model = self._accelerator.unwrap_model(trainer.model)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._keeps = "logits_to_keep" in inspect.signature(base.forward).parameters
         self._captures = True
+
+    def validation(self, parts: Iterable[Groups]) -> Measured:
+        """The gradients of the validation problems, on every process."""
+        measured = [self._measured(part) for part in parts]
+        return Measured(
+            problem_ids=[problem_id for part in measured for problem_id in part.problem_ids],
+            sketches=torch.cat([part.sketches for part in measured]),
+            tokens=[count for part in measured for count in part.tokens],
+            rollouts=[count for part in measured for count in part.rollouts],
+            pass_rates=[rate for part in measured for rate in part.pass_rates],
+        ).distinct()
+
+    def candidates(self, groups: Groups) -> Measured:
+        """The gradients of a training batch's problems, on every process."""
+        return self._measured(groups).distinct()
+
+    def figures(self) -> Mapping[str, float]:
+        """What is logged of the measuring: nothing, of sketches."""
+        return {}
+
+    def forget(self) -> None:
+        """Let go of the validation gradient: the scorer has it, of sketches."""
+
+    def _measured(self, groups: Groups) -> Measured:
+        names: Sequence[str] = groups.names
+        sketches = self._accelerator.reduce(self.measure(groups.batch, groups.index, len(names)))
+        return Measured(
+            problem_ids=names,
+            sketches=(sketches / groups.tokens.clamp(min=1)[:, None]).cpu(),
+            tokens=[int(count) for count in groups.tokens.tolist()],
+            rollouts=[groups.size] * len(names),
+            pass_rates=groups.pass_rates.tolist(),
+        )
 
     def measure(self, batch: Mapping[str, Any], groups: Tensor, count: int) -> Tensor:
         """The gradients of the groups as far as this process holds their rollouts; `.grad` is left as it was.
@@ -70,7 +102,11 @@ class GroupMeter:
             try:
                 return self._captured(batch, groups, rows, count)
             except SketchError as error:
-                logger.warning("This batch takes one backward a group, which is slower: %s", error)
+                logger.warning(
+                    "This batch takes one backward a group, which is slower: %s "
+                    '(GradAlignConfig(alignment="forward") takes no backward of groups, under a run_id of its own.)',
+                    error,
+                )
                 total, faulty = self._one_by_one(batch, groups, rows, total)
                 self._captures = bool(faulty)
                 return total
@@ -88,20 +124,17 @@ class GroupMeter:
 
     def _one_by_one(self, batch: Mapping[str, Any], groups: Tensor, rows: Tensor, total: Tensor) -> tuple[Tensor, int]:
         """As `measure`, and how many gradients were not finite."""
-        kept = [(parameter, parameter.grad) for _, parameter in self._sketcher.named()]
+        parameters = [parameter for _, parameter in self._sketcher.named()]
         faulty = 0
         for group in groups[rows].unique().tolist():
-            for parameter, _ in kept:
-                parameter.grad = None
-            for part in rows[groups[rows] == group].split(self._rows):
-                self._loss(batch, part).backward()
-            try:
-                total[group] = self._sketcher.from_grads().to(total)
-            except SketchError as error:
-                logger.warning("A group counts as without a signal: %s", error)
-                faulty += 1
-        for parameter, gradient in kept:
-            parameter.grad = gradient
+            with gradients_aside(parameters):
+                for part in rows[groups[rows] == group].split(self._rows):
+                    self._loss(batch, part).backward()
+                try:
+                    total[group] = self._sketcher.from_grads().to(total)
+                except SketchError as error:
+                    logger.warning("A group counts as without a signal: %s", error)
+                    faulty += 1
         return total, faulty
 
     def _loss(self, batch: Mapping[str, Any], rows: Tensor) -> Tensor:
@@ -111,11 +144,11 @@ class GroupMeter:
         completions, lived = completions[:, :longest], lived[:, :longest]
         ids = torch.cat([prompts, completions], dim=1)
         mask = torch.cat([batch["prompt_mask"][rows], lived], dim=1)
-        with self._autocast():
+        with self._accelerator.autocast():
             keep = {"logits_to_keep": longest + 1} if self._keeps else {}
             logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False, **keep).logits
         logits = logits[:, -longest - 1 : -1].float() / self._temperature
         said = torch.log_softmax(logits, dim=-1).gather(-1, completions[..., None])[..., 0]
-        counted = lived * batch["tool_mask"][rows, :longest] if "tool_mask" in batch else lived
-        loss: Tensor = -((said * counted).sum(1) * batch["advantages"][rows]).sum()
+        kept = counted(batch)[rows, :longest]
+        loss: Tensor = -((said * kept).sum(1) * batch["advantages"][rows]).sum()
         return loss
