@@ -17,7 +17,7 @@ KINDS = {"products": FORWARD, "sketches": CAPTURE}
 def alignment_of(config: GradAlignConfig, trainer: Any) -> str | None:
     """`forward` or `capture`; None where a run that the scorer already holds decides, and else `capture`.
 
-    Sketches give cosines where products do not, and weights that come of cosines taught more (docs/adapters-trl.md).
+    Sketches give cosines where products do not, and were ahead in the example (docs/adapters-trl.md).
 
     Args:
         config: of the run.
