@@ -14,7 +14,7 @@ from gradalign.sketch import Sketcher
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what TRL's import warns of is TRL's
     pytest.importorskip("trl")
-    from gradalign_trainer.adapters.trl.gradients import GroupMeter
+    from gradalign_trainer.adapters.trl.measuring.capture import GroupMeter
 
 GROUPS = torch.tensor([0, 0, 1, 1, 2, 2])
 
@@ -45,8 +45,10 @@ def batch():
 
 
 def meter(model, rows):
-    sketcher = Sketcher(model, dim=64)
-    return GroupMeter(model, sketcher, rows=rows, temperature=0.7, autocast=contextlib.nullcontext)
+    alone = SimpleNamespace(unwrap_model=lambda model: model, autocast=contextlib.nullcontext)
+    args = SimpleNamespace(per_device_train_batch_size=rows)
+    trainer = SimpleNamespace(model=model, accelerator=alone, args=args, temperature=0.7)
+    return GroupMeter(trainer, Sketcher(model, dim=64))
 
 
 def by_hand(model, batch):
