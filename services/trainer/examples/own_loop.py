@@ -105,7 +105,7 @@ for step in range(args.rounds):
         if version:
             batch = rollouts([pool[name] for name in candidates], args.group)
             columns = {"products": products(batch), "products_version": version, "policy_version": step}
-            selected = client.score(candidates, select=args.select, **columns).selected
+            selected = client.score(candidates, select=args.select, strategy="shrunken", **columns).selected
     except (UnavailableError, ValidationMissing, ValidationMismatch) as error:
         print(f"random choice, validation is refreshed next round: {error}")
         version = None
