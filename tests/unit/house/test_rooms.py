@@ -199,13 +199,16 @@ MAY_IMPORT = {
         "gradalign_trainer.rounds",
         "gradalign_trainer.worlds",
     },
-    "gradalign_trainer.worlds": set(),
+    "gradalign_trainer.worlds": {
+        "gradalign_trainer.reporting",
+    },
     "gradalign_trainer:base": set(),
     "gradalign_trainer:top": {
         "gradalign_trainer.config",
         "gradalign_trainer.demo",
         "gradalign_trainer.reporting",
         "gradalign_trainer.runs",
+        "gradalign_trainer.worlds",
     },
     "gradalign:base": set(),
     "gradalign:top": {
