@@ -17,6 +17,12 @@ from liverun import LiveRun
 from gradalign import Client
 from gradalign.cli import main
 
+# Whatever runs in a shell's background ignores SIGINT, and so do its children.
+INTERRUPTIBLE = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from gradalign.cli import main; sys.exit(main(sys.argv[1:]))"
+)
+
 
 def gradalign(*arguments, **environment):
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GRADALIGN_")}
@@ -112,7 +118,7 @@ class TestTop:
         parent, child = pty.openpty()
         command = ["top", calm.client.run_id, "--url", scorer.url, "--interval", "0.2"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "gradalign", *command],
+            [sys.executable, "-c", INTERRUPTIBLE, *command],
             stdout=child, stderr=child, env={**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
         )  # fmt: skip
         os.close(child)
