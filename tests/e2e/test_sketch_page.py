@@ -22,7 +22,8 @@ def test_every_python_block_runs_and_the_two_ways_agree(capsys):
         "model": model, "input_ids": input_ids, "problem_index": problem_index, "loss": loss, "optimizer": optimizer,
         "problems": range(3), "loss_of": lambda problem: loss(model(input_ids[problem_index == problem])),
     }  # fmt: skip
-    together, one_by_one, fewer_bytes, exact, preconditioned = blocks_of(PAGE, "python")
+    together, one_by_one, fewer_bytes, exact, sharded, preconditioned = blocks_of(PAGE, "python")
+    assert "fully_shard" in sharded.code  # runs in tests/unit/capture/test_capture_sharded.py
     exec(together.code, scope)
     assert "parameters" in capsys.readouterr().out
     sketches = scope["captured"].sketches

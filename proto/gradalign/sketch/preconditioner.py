@@ -9,6 +9,7 @@ differ.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from torch.optim import Optimizer
 from gradalign.errors import SketchError
 from gradalign.sketch.capture.exact import Place
 from gradalign.sketch.parameters.names import trainable_parameters
-from gradalign.sketch.parameters.shards import LocalGradient, is_sharded
+from gradalign.sketch.parameters.shards import LocalGradient, is_sharded, whole_tensor
 from gradalign.wire.countsketch import matrix_shape
 
 __all__ = ["Preconditioner", "SecondMoment"]
@@ -116,6 +117,12 @@ class Preconditioner:
                     f"the preconditioner has {key} as {ours.get(key, 'nothing')}, the model as "
                     f"{shapes.get(key, 'nothing')}; make one of this model's optimizer."
                 )
+
+    def whole(self) -> Preconditioner:
+        """The same with all multipliers whole; of DTensors a collective, and a float an element of memory."""
+        made = copy.copy(self)
+        made._diagonal = {key: whole_tensor(value) for key, value in self._diagonal.items()}
+        return made
 
     def scale(self, part: LocalGradient, *, validation: bool) -> LocalGradient:
         """A part of a gradient times the multipliers of its place; the part itself where this side has none."""

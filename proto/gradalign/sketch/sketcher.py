@@ -14,6 +14,7 @@ from gradalign.sketch.capture.capture import Capture
 from gradalign.sketch.capture.exact import Place, check_against
 from gradalign.sketch.kernels.tables import HashTable
 from gradalign.sketch.parameters.coverage import Coverage
+from gradalign.sketch.parameters.fsdp2 import Fsdp2
 from gradalign.sketch.parameters.names import canonical_name, trainable_parameters
 from gradalign.sketch.parameters.shards import (
     LocalGradient,
@@ -81,6 +82,7 @@ class Sketcher:
         self.coverage = Coverage.of(model)
         self.reproducible = reproducible
         self._preconditioner = preconditioner
+        self._whole: Preconditioner | None = None
         self._validation = False
         self._tables: dict[tuple[str, torch.device], HashTable] = {}
 
@@ -216,7 +218,7 @@ class Sketcher:
         """The preconditioner's multipliers at a place, [rows, C], as `like` is; None for none."""
         if self._preconditioner is None:
             return None
-        return self._preconditioner.at(place, like, validation=self._validation)
+        return (self._whole or self._preconditioner).at(place, like, validation=self._validation)
 
     def capture(
         self,
@@ -236,21 +238,25 @@ class Sketcher:
         Row p is what `from_grads()` would give after the backward of the part of the loss that is problem p's: the loss
         must be a sum of terms that each depend on the rows of one problem.
 
+        Of a model that FSDP2 shards, every rank opens the block, for rows of its own. `sketches` then are the same on all
+        ranks: row p is of the sum over ranks of their losses, whatever FSDP2 divides `.grad` by.
+
         Args:
             problem_index: LongTensor [B], problem of each row of the batch; or [B, T], of each token of packed rows; -1
                 for none.
-            problems: number of problems; by default the largest index + 1.
+            problems: number of problems; by default the largest index + 1. Under FSDP2 the same on every rank.
             keep_grad: add to `.grad` what the backward would have added without capture; else leave `.grad` alone.
             against: the full validation gradient, as `gradients()` gives it: then `captured.dots` are the exact products of
                 each problem's gradient with its unit vector, and `captured.norms` the exact norms. All rows of a problem
-                must be in this one batch, in one backward.
+                must be in this one batch, in one backward, on one rank. DTensors are gathered whole on every rank.
             onto: an earlier capture of the same problems, to whose sketches this batch's are added: for a problem whose
                 rows are split over micro-batches. No memory but the sketches is needed.
 
         Raises:
             SketchError: here, for an index of another shape or range; in the block, when a parameter is used in a way
                 that cannot be taken apart by problem (the message names it), a forward or a backward ran outside the
-                block, captures nest, or a gradient is not finite.
+                block, captures nest, or a gradient is not finite. Under FSDP2, on entry and on all ranks alike, when they
+                differ in `problems` or another argument.
         """
         return Capture(self, problem_index, problems, keep_grad=keep_grad, against=against, onto=onto)
 
@@ -264,6 +270,13 @@ class Sketcher:
         named = list(trainable_parameters(self._model))
         self._check_unchanged(named)
         return named
+
+    def sharding(self) -> Fsdp2 | None:
+        """What FSDP2 holds of the model, None if nothing; then the multipliers of a preconditioner are gathered, once."""
+        found = Fsdp2.of(self._model)
+        if found is not None and self._preconditioner is not None and self._whole is None:
+            self._whole = self._preconditioner.whole()
+        return found
 
     def buffers(self) -> list[Tensor]:
         """The buffers of the model: they hold no rows of a batch."""

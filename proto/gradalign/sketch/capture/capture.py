@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Mapping
 from types import TracebackType
@@ -12,15 +13,19 @@ from torch import Tensor, nn
 
 from gradalign.errors import SketchError
 from gradalign.sketch.capture.accumulate import Accumulator
-from gradalign.sketch.capture.exact import Exact, Place
+from gradalign.sketch.capture.exact import Exact, Place, check_against
 from gradalign.sketch.capture.operators.derived import Derived
-from gradalign.sketch.capture.operators.functions import Recorder, Tap, Trap
+from gradalign.sketch.capture.operators.functions import Recorder, Trap
 from gradalign.sketch.capture.operators.intercept import Interceptor
+from gradalign.sketch.capture.ranks import Ranks
 from gradalign.sketch.capture.recorder import UseRecorder
 from gradalign.sketch.capture.rows.problems import ProblemRows
+from gradalign.sketch.capture.tracked import TrackedParameters, unseen
 from gradalign.sketch.hashing.fixedpoint import check_fixed, from_fixed
 from gradalign.sketch.kernels.tables import HashTable
-from gradalign.sketch.parameters.shards import is_sharded
+from gradalign.sketch.parameters.fsdp2 import Fsdp2
+from gradalign.sketch.parameters.shards import whole_tensor
+from gradalign.wire.projection import Projection
 
 __all__ = ["Capture"]
 
@@ -41,6 +46,13 @@ class Source(Protocol):
     @property
     def dim(self) -> int:
         """Number of buckets."""
+
+    @property
+    def projection(self) -> Projection:
+        """How sketches are made."""
+
+    def sharding(self) -> Fsdp2 | None:
+        """What FSDP2 holds of the model; None if it holds nothing."""
 
     def named(self) -> list[tuple[str, nn.Parameter]]:
         """The trainable parameters by canonical name, checked to be those the Sketcher was made for."""
@@ -74,14 +86,14 @@ class Capture:
         self.keep_grad = keep_grad
         self.rows = ProblemRows(_checked_index(index, problems), _count(index, problems), source.buffers())
         self.problems = _count(index, problems)
-        self.exact = None if against is None else Exact(against, source.shapes)
+        self.exact: Exact | None = None
         self.in_backward = False
+        self._against = against
+        check_against(against, source.shapes)
         self._onto = _checked_onto(onto, self.problems, against)
         self._source = source
-        self._parameters: dict[int, tuple[nn.Parameter, Derived]] = {}
-        self._taps: dict[int, Tensor] = {}
-        self._passed: dict[int, Tensor] = {}
-        self._hooks: list[Any] = []
+        self._ranks: Ranks | None = None
+        self._tracked = TrackedParameters(keep_grad)
         self._accumulators: dict[torch.device, Accumulator] = {}
         self._open = False
         self._sketches: Tensor | None = None
@@ -107,7 +119,7 @@ class Capture:
         return self._exactly()[:, 1]
 
     def _exactly(self) -> Tensor:
-        if self.exact is None:
+        if self._against is None:
             raise SketchError(
                 "captured.dots and captured.norms need the validation gradient: "
                 "sketcher.capture(problem_index, against=sketcher.gradients())."
@@ -123,15 +135,14 @@ class Capture:
             raise SketchError("a capture is already open in this thread; end its with block first (they do not nest).")
         if self._sketches is not None or self._accumulators:
             raise SketchError("this capture has been used; call sketcher.capture(problem_index) for each batch.")
-        named = self._source.named()
-        for name, parameter in named:
-            if is_sharded(parameter):
-                raise SketchError(
-                    f"{name} is a DTensor; capture takes whole parameters only (DDP is fine). Sketch sharded models problem "
-                    "by problem with from_grads()."
-                )
-            self._parameters[id(parameter)] = (parameter, Derived(name, tuple(parameter.shape)))
-            self._hooks.append(parameter.register_hook(self._guard(name, id(parameter))))
+        named, fsdp2 = self._source.named(), self._source.sharding()
+        if fsdp2 is not None:
+            self._ranks = Ranks(fsdp2.mesh)
+            self._agree(self._ranks)
+        if self._against is not None:
+            whole = {name: whole_tensor(self._against[name]) for name in sorted(self._against)}
+            self.exact = Exact(whole, self._source.shapes)
+        self._tracked.open(named, fsdp2)
         self._open, _ACTIVE.capture = True, self
         self._stance = torch.compiler.set_stance("force_eager")
         self._stance.__enter__()
@@ -144,19 +155,25 @@ class Capture:
         self._mode.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         self._stance.__exit__(kind, error, trace)
         _ACTIVE.capture = None
-        for hook in self._hooks:
-            hook.remove()
-        self._taps.clear()
-        self._passed.clear()
-        self._parameters.clear()
         try:
             if error is None:
+                self._tracked.check_met()
                 self._sketches = self._finish()
         finally:
             self._open = False
+            self._tracked.close()
             self._accumulators.clear()
 
+    def _agree(self, ranks: Ranks) -> None:
+        """Before anything is computed, since a rank that stops later leaves the others waiting for its shards."""
+        projection = int(hashlib.sha256(repr(self._source.projection).encode()).hexdigest()[:12], 16)
+        onto, against = self._onto is not None, self._against is not None
+        ranks.agree(problems=self.problems, projection=projection, keep_grad=self.keep_grad, onto=onto, against=against)
+        ranks.check_rows(self.rows.index, self.problems, whole=against)
+
     def _finish(self) -> Tensor:
+        if self._ranks is not None and self._ranks.any(bool(self._accumulators)) and not self._accumulators:
+            self.accumulator(self._ranks.device)
         if not self._accumulators:
             raise SketchError(
                 "no gradient was captured: run both the forward and loss.backward() of the batch inside the with block."
@@ -166,7 +183,7 @@ class Capture:
                 self.accumulator(pieces[0].right.device).pieces(place, pieces)
         total = self._added()
         if self.exact is not None:
-            found = _sum([accumulator.found for accumulator in self._accumulators.values()])
+            found = self._over_ranks(_sum([accumulator.found for accumulator in self._accumulators.values()]))
             self._found = torch.stack([found[:, 0] / self.exact.norm, found[:, 1].sqrt()], 1)
         if not torch.isfinite(total.sum()):
             bad = (~torch.isfinite(total)).any(1).nonzero().squeeze(1).tolist()
@@ -180,10 +197,10 @@ class Capture:
         """The sketches of all devices, and of the capture that this one adds to."""
         parts = list(self._accumulators.values())
         if not self._source.reproducible:
-            total = _sum([part.sketches() for part in parts])
+            total = self._over_ranks(_sum([part.sketches() for part in parts]))
             return total if self._onto is None else total + self._onto.sketches.to(total.device)
-        bulk = _sum([part.bulk for part in parts])
-        whole = _sum([part.fixed for part in parts if part.fixed is not None])
+        bulk = self._over_ranks(_sum([part.bulk for part in parts]))
+        whole = self._over_ranks(_sum([part.fixed for part in parts if part.fixed is not None]))
         if self._onto is not None and self._onto._fixed is not None:
             before, more = self._onto._fixed
             whole, bulk = whole + before.to(whole.device), bulk + more.to(bulk.device)
@@ -192,45 +209,40 @@ class Capture:
         total = from_fixed(whole, self._source.dtype)
         return total.masked_fill(~torch.isfinite(bulk)[:, None], torch.nan)
 
+    def _over_ranks(self, tensor: Tensor) -> Tensor:
+        if self._ranks is not None:
+            self._ranks.add(tensor)
+        return tensor
+
     # What the interceptor and the recorders ask for.
 
     def find(self, value: Any) -> Derived | None:
         """How a value was made, if it is a tracked parameter or was derived from one."""
         if not isinstance(value, Tensor):
             return None
-        known = self._parameters.get(id(value))
+        known = self._tracked.find(value)
         if known is not None:
-            return known[1]
+            return known
         block, made, *_ = getattr(value, _MADE, (None, None))
         return made if block is self else None
 
     def tapped(self, value: Tensor) -> Tensor:
         """The value to compute with in place of a tracked one."""
-        key = id(value)
-        if key not in self._parameters:
-            _, made, real, version = getattr(value, _MADE)
-            if real._version != version:
-                raise SketchError(
-                    f"a value made of {made.name} was changed in place through another name of its memory, such as a view; "
-                    "make a new one, or sketch this model problem by problem with from_grads()."
-                )
-            return real  # type: ignore[no-any-return]
-        if key not in self._taps:
-
-            def passed(gradient: Tensor) -> Tensor | None:
-                if not self.keep_grad:
-                    return None
-                self._passed[key] = gradient
-                return gradient
-
-            self._taps[key] = Tap.apply(value, passed)  # type: ignore[no-untyped-call]
-        return self._taps[key]
+        if value in self._tracked:
+            return self._tracked.tapped(value)
+        _, made, real, version = getattr(value, _MADE)
+        if real._version != version:
+            raise SketchError(
+                f"a value made of {made.name} was changed in place through another name of its memory, such as a view; "
+                "make a new one, or sketch this model problem by problem with from_grads()."
+            )
+        return real  # type: ignore[no-any-return]
 
     def track(self, value: Tensor, derived: Derived) -> Tensor:
         """Remember how a new value was made; the value to hand to the model in its place."""
 
         def refuse() -> None:
-            raise _unseen(derived.name)
+            raise unseen(derived.name)
 
         shown: Tensor = Trap.apply(value, refuse)  # type: ignore[no-untyped-call]
         setattr(shown, _MADE, (self, derived, value, value._version))
@@ -246,8 +258,7 @@ class Capture:
         """The recorder of one use of a tracked value."""
         made = self.find(value)
         assert made is not None
-        parameter = next(p for p, root in self._parameters.values() if root.name == made.name)
-        recorder = UseRecorder(self, made, parameter.detach(), tuple(value.shape), value.dtype)
+        recorder = UseRecorder(self, made, self._tracked.parameter(made.name).detach(), tuple(value.shape), value.dtype)
         if self.exact is not None and not self.in_backward:
             self.exact.expect(recorder.place)
         return recorder
@@ -270,23 +281,6 @@ class Capture:
                 fixed=self._source.reproducible,
             )
         return self._accumulators[device]
-
-    def _guard(self, name: str, key: int) -> Any:
-        def check(gradient: Tensor | None) -> None:
-            if gradient is None:
-                return
-            passed = self._passed.pop(key, None)
-            if passed is None or passed.data_ptr() != gradient.data_ptr():
-                raise _unseen(name)
-
-        return check
-
-
-def _unseen(name: str) -> SketchError:
-    return SketchError(
-        f"{name} got a gradient from an operation that capture did not see: a kernel of its own, or a forward that ran "
-        "before the with block. Run the forward inside the block; or freeze the parameter, or use from_grads()."
-    )
 
 
 def _sum(parts: list[Tensor]) -> Tensor:
@@ -323,7 +317,7 @@ def _checked_index(index: Any, problems: int | None) -> Tensor:
             "token)."
         )
     low, high = int(index.min()), int(index.max())
-    if low < -1 or high < 0 or (problems is not None and high >= problems):
+    if low < -1 or (high < 0 and problems is None) or (problems is not None and high >= problems):
         raise SketchError(
             f"problem_index runs from {low} to {high}; expected 0 to problems - 1"
             f"{'' if problems is None else f' = {problems - 1}'}, or -1 for rows of no problem."

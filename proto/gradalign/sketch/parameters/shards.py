@@ -26,6 +26,7 @@ __all__ = [
     "own_part",
     "paired",
     "placed_as",
+    "whole_tensor",
 ]
 
 
@@ -100,6 +101,15 @@ def placed_as(gradient: Tensor, local: Tensor) -> Tensor:
         local, dtensor.device_mesh, dtensor.placements, run_check=False, shape=dtensor.shape, stride=dtensor.stride()
     )
     return placed
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """A tensor whole on every rank: a DTensor gathered, which is a collective, any other as it is."""
+    if not is_sharded(tensor):
+        return tensor
+    dtensor: Any = tensor
+    whole: Tensor = dtensor.full_tensor()
+    return whole
 
 
 def check_placement(name: str, gradient: Tensor | None, against: Tensor | None) -> None:

@@ -58,6 +58,9 @@ class Interceptor(TorchFunctionMode):
         if func in _UNTOUCHED:
             return func(*args, **kwargs)
         if func in LIKE and len(args) == 2:
+            if args[0] is args[1] and self._tracker.find(args[0]) is not None:
+                # How engines find what accumulates a gradient. A use of the result shows as one that was not captured.
+                return func(*args, **kwargs)
             func, args = LIKE[func], (args[0], args[1].shape)
         if self._tracker.rows.spreads:
             return Copies(self._tracker, func, args, kwargs).take(lambda: self._followed(func, args, kwargs))

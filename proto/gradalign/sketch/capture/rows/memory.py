@@ -49,6 +49,11 @@ class RowTags:
         self.memo.clear()
 
     @property
+    def index(self) -> Tensor:
+        """The problem of each row, LongTensor [B], or of each token, [B, T]; -1 for none."""
+        return self._index
+
+    @property
     def packed(self) -> bool:
         """Whether rows hold tokens of several problems."""
         return self._index.ndim == 2
