@@ -3,9 +3,9 @@
     gradalign serve --port 8000                         # in another terminal, or `make serve`
     torchrun --nproc-per-node 2 services/trainer/examples/own_loop_fsdp2.py
 
-Every rank samples its share of each problem's rollouts, so that a backward is of one problem on all ranks; what FSDP
-averages is then that problem's gradient. `from_grads()` sketches the shards and all-reduces `dim` floats: no rank
-ever holds a whole gradient. Rank 0 speaks with the scorer and tells the others.
+Every rank samples its share of each problem's rollouts. One backward under `capture` sketches all problems: each rank
+sketches its own rows while FSDP holds a layer whole, and `dim` floats a problem are added over ranks. No rank ever holds
+a whole gradient. Rank 0 speaks with the scorer and tells the others.
 """
 
 import argparse
@@ -74,47 +74,44 @@ rng = random.Random(0)  # the same problems on each
 
 
 @torch.no_grad()
-def rollouts(problem, count):
-    """This rank's `count` rollouts of a problem: ids [count, T], masks [count, T] and [count, T-1], rewards [count]."""
-    prompt = tokenizer([problem.prompt] * count, return_tensors="pt")["input_ids"].to(device)
-    pad, start = tokenizer.pad_token_id, prompt.shape[1]
+def rollouts(problems, group):
+    """This rank's rollouts: ids and masks [R, T], which tokens count [R, T-1], shares of the loss [R]; and of all ranks'
+    rollouts the tokens and the mean reward of each problem, [P]."""
+    owners = [problem for problem in problems for _ in range(group // world)]
+    prompts = tokenizer([problem.prompt for problem in owners], return_tensors="pt", padding=True).to(device)
+    asked, mask = prompts["input_ids"], prompts["attention_mask"]
     # synced_gpus: a rank whose rollouts have ended goes on with the others, whose forwards need its shards.
-    sampling = {"max_new_tokens": 6, "do_sample": True, "top_k": 0, "pad_token_id": pad, "synced_gpus": True}
-    ids = model.generate(prompt, attention_mask=torch.ones_like(prompt), **sampling)
-    end = (ids[:, start:] == tokenizer.eos_token_id).long()
-    real = (end.cumsum(1) - end == 0).long()
-    texts = tokenizer.batch_decode(ids[:, start:], skip_special_tokens=True)
-    rewards = torch.tensor([reward(problem, text) for text in texts], device=device)
-    return ids, torch.cat([torch.ones_like(prompt), real], 1), torch.cat([0 * prompt[:, 1:], real], 1), rewards
+    sampling = {"max_new_tokens": 6, "do_sample": True, "top_k": 0, "pad_token_id": tokenizer.pad_token_id}
+    ids = model.generate(asked, attention_mask=mask, synced_gpus=True, **sampling)
+    end = (ids[:, asked.shape[1] :] == tokenizer.eos_token_id).long()
+    real = end.cumsum(1) - end == 0
+    texts = tokenizer.batch_decode(ids[:, asked.shape[1] :], skip_special_tokens=True)
+    rewards = torch.tensor(list(map(reward, owners, texts)), device=device).view(len(problems), -1)
+    totals = torch.stack([rewards.sum(1), real.view(len(problems), -1).sum(1)])
+    dist.all_reduce(totals)
+    rates, tokens = totals[0] / group, totals[1]
+    shares = (rewards - rates[:, None]) / tokens[:, None]
+    batch = ids, torch.cat([mask, real.long()], 1), torch.cat([0 * asked[:, 1:], real], 1), shares.flatten()
+    return batch, tokens, rates
 
 
-def summed(*values):
-    """Sums over all ranks."""
-    total = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values])
-    dist.all_reduce(total)
-    return total.tolist()
-
-
-def backward(problem, group, share=1.0):
-    """Add a share of the gradient of one problem's GRPO loss to `.grad`; the group's tokens and mean reward."""
-    ids, attention, counted, rewards = rollouts(problem, group // world)
-    reward_sum, tokens = summed(rewards.sum(), counted.sum())
-    logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits[:, :-1]
+def loss(batch):
+    """This rank's part of the GRPO loss, summed over problems."""
+    ids, attention, counted, shares = batch
+    positions = (attention.cumsum(1) - 1).clamp(min=0)
+    logits = model(input_ids=ids, attention_mask=attention, position_ids=positions, use_cache=False).logits[:, :-1]
     logp = torch.log_softmax(logits.float(), -1).gather(-1, ids[:, 1:, None])[..., 0]
-    terms = (logp * counted).sum(1) * (rewards - reward_sum / group)
-    (-share * world * terms.sum() / tokens).backward()  # times world, since FSDP takes the mean over ranks
-    return int(tokens), reward_sum / group
+    return -(logp * counted * shares[:, None]).sum()
 
 
 def measured(problems):
-    """What the scorer wants of problems, one backward each: sketches of all ranks' shards together."""
-    rows = []
-    for problem in problems:
-        optimizer.zero_grad()
-        tokens, rate = backward(problem, args.group)
-        rows.append((sketcher.from_grads(), tokens, rate))  # on all ranks
-    sketches, tokens, rates = zip(*rows, strict=True)
-    return {"sketches": torch.stack(sketches), "tokens": tokens, "rollouts": [args.group] * len(rows)}, rates
+    """What the scorer wants of problems, all of them in one backward: the same on every rank."""
+    batch, tokens, rates = rollouts(problems, args.group)
+    index = torch.arange(len(problems)).repeat_interleave(args.group // world)  # problem of each row of this rank
+    with sketcher.capture(index.to(device), problems=len(problems), keep_grad=False) as captured:
+        loss(batch).backward()
+    groups = [args.group] * len(problems)
+    return {"sketches": captured.sketches, "tokens": tokens.int().tolist(), "rollouts": groups}, rates.tolist()
 
 
 def choose(candidates, step, refresh):
@@ -135,24 +132,19 @@ def choose(candidates, step, refresh):
     return from_rank_0(ask)
 
 
-def accuracy():
-    """Share of the held-out problems that are answered rightly; each rank takes its part, all take as many."""
-    own = list(heldout.values())[rank::world][: min(64, len(heldout) // world)]
-    right = [rollouts(problem, 4)[3].mean() for problem in own]
-    return summed(torch.stack(right).sum())[0] / (len(own) * world)
-
-
 refresh = True
 for step in range(args.rounds):
     candidates = rng.sample(list(pool), args.pool)
     fallback = rng.sample(candidates, args.select)  # drawn on every rank, so that their random numbers stay alike
     selected = choose(candidates, step, refresh or step % args.refresh == 0)
     refresh = selected is None
-    optimizer.zero_grad()
-    rates = [backward(pool[name], args.group, share=1 / args.select)[1] for name in selected or fallback]
+    chosen = [pool[name] for name in selected or fallback]
+    batch, _, rates = rollouts(chosen, args.group)
+    (loss(batch) * world / len(chosen)).backward()  # times world, since FSDP takes the mean over ranks
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    judged = accuracy()
+    optimizer.zero_grad()
+    accuracy = rollouts(list(heldout.values()), world)[2].mean()
     if rank == 0:
-        print(f"round {step + 1}: reward {sum(rates) / len(rates):.3f}, held-out accuracy {judged:.3f}", flush=True)
+        print(f"round {step + 1}: reward {rates.mean():.3f}, held-out accuracy {accuracy:.3f}", flush=True)
 dist.destroy_process_group()

@@ -2,8 +2,8 @@
 
 verl deals a problem's rollouts to all data-parallel ranks. So the ranks go through the problems together, each with the rows
 that it has (or a row that counts nothing, so that collectives meet), and the mean that FSDP takes of their gradients is,
-times their number, the problem's gradient; `from_grads()` sketches every rank's shard. One backward a problem is the
-price: capture of all problems in one backward does not take sharded parameters apart.
+times their number, the problem's gradient; `from_grads()` sketches every rank's shard. The price is one backward
+a problem.
 """
 
 from __future__ import annotations
