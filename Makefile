@@ -80,6 +80,7 @@ bench: bench-sketch bench-scorer ## every benchmark; figures go to docs/
 
 bench-sketch: $(STAMP) ## what sketches cost and how true they are; PEERS=folder (make_peers.sh) for the side by side
 	@$(BIN)/python tests/bench/bench_sketch.py
+	@$(BIN)/torchrun --nproc-per-node 2 tests/bench/bench_sharded.py
 	@$(BIN)/python tests/bench/bench_fidelity.py
 	@if [ -n "$(PEERS)" ]; then PYTHONPATH=proto:services/trainer $(PEERS)/bin/python tests/bench/bench_peers.py; fi
 
