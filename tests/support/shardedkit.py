@@ -1,18 +1,9 @@
-"""Captures of sharded models in real gloo processes: a test file runs itself once for each rank.
-
-`run(__file__, world, tmp_path)` in the test, `main(CHECKS)` under `if __name__ == "__main__"`; a check takes
-(rank, world, mesh). By hand, for one check: `python FILE RANK WORLD STORE NAME`, with this folder on PYTHONPATH.
-"""
-
-import os
-import subprocess
-import sys
-import warnings
-from pathlib import Path
+"""Models that FSDP2 shards over gloo processes, a batch of rows for each rank, and captures of them."""
 
 import torch
-import torch.distributed as dist
 import transformers as tf
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 VOCABULARY, LENGTH, PROBLEMS = 23, 6, 5
 SMALL = {
@@ -31,8 +22,6 @@ def build(tied=False):
 
 
 def shard(model, mesh, **options):
-    from torch.distributed.fsdp import fully_shard
-
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, **options)
     return fully_shard(model, mesh=mesh, **options)
@@ -79,32 +68,13 @@ def mean_gradients(plain, rows):
     return {name: p.grad / len(rows.parts) for name, p in plain.named_parameters() if p.grad is not None}
 
 
-def run(file, world, folder):
-    """Run a test file once for each rank; all its checks must pass on all."""
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, file, str(rank), str(world), str(folder / "store")],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    outputs = [rank.communicate(timeout=500)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0] * world, "\n".join(outputs)
+def on_mesh(checks):
+    """The checks (rank, world, mesh) as `ranks.main` takes them, on a mesh of all ranks."""
 
-
-def main(checks):
-    """One rank: all checks, or those that the command line names."""
-    from torch.distributed.device_mesh import init_device_mesh
-
-    rank, world, store, only = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:]
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    mesh = init_device_mesh("cpu", (world,))
-    for check in checks:
-        if not only or check.__name__ in only:
+    def run(rank, world):
+        mesh = init_device_mesh("cpu", (world,))
+        for check in checks:
             check(rank, world, mesh)
             print(rank, check.__name__, "holds", flush=True)
-    dist.destroy_process_group()
+
+    return [run]

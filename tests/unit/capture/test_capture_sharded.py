@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from pageblocks import blocks_of
-from shardedkit import Rows, build, captured, close, loss_of, main, mean_gradients, run, shard
+from ranks import main, run_ranks
+from shardedkit import Rows, build, captured, close, loss_of, mean_gradients, on_mesh, shard
 
 from gradalign import SketchError
 from gradalign.sketch import Preconditioner, Sketcher
@@ -168,8 +169,8 @@ CHECKS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 def test_every_rank_has_the_sketches_of_the_whole_model(world, tmp_path):
-    run(__file__, world, tmp_path)
+    run_ranks(__file__, world, tmp_path / "store", timeout=500)
 
 
 if __name__ == "__main__":
-    main(CHECKS)
+    main(on_mesh(CHECKS))

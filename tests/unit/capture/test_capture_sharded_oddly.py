@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from shardedkit import PROBLEMS, Rows, build, captured, close, main, run, shard
+from ranks import main, run_ranks
+from shardedkit import PROBLEMS, Rows, build, captured, close, on_mesh, shard
 from torch import nn
 
 from gradalign import SketchError
@@ -23,6 +24,12 @@ class Partly(nn.Module):
 
     def log_probs(self, x):
         return self.use(self.odd, self.second(self.first(x).tanh()))
+
+
+USES = [
+    lambda weight, x: x @ weight,
+    lambda weight, x: (x @ weight.t()) * (1 + weight[0]),
+]
 
 
 def check_sharded_in_part(rank, world, mesh):
@@ -56,13 +63,14 @@ def check_sharded_in_part(rank, world, mesh):
             call(x).square().sum().backward()
         return found.sketches
 
-    plain = Partly()
-    wanted = sketches(plain, plain, xs, index, True)
-    for way in (first_alone, in_one_group, ignored, replicas, method):
-        for keep in (False, True):
-            way(model := Partly())
-            call = model.log_probs if way is method else model
-            close(sketches(model, call, xs[mine], index[mine], keep), wanted)
+    for use in USES:
+        plain = Partly(use)
+        wanted = sketches(plain, plain, xs, index, True)
+        for way in (first_alone, in_one_group, ignored, replicas, method):
+            for keep in (False, True):
+                way(model := Partly(use))
+                call = model.log_probs if way is method else model
+                close(sketches(model, call, xs[mine], index[mine], keep), wanted)
 
 
 class Kernel(torch.autograd.Function):
@@ -142,8 +150,8 @@ CHECKS = [check_sharded_in_part, check_refusals, check_ranks_that_disagree, chec
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 def test_odd_models_are_right_or_refused_by_every_rank(world, tmp_path):
-    run(__file__, world, tmp_path)
+    run_ranks(__file__, world, tmp_path / "store", timeout=500)
 
 
 if __name__ == "__main__":
-    main(CHECKS)
+    main(on_mesh(CHECKS))

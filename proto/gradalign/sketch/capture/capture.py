@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gradalign.errors import SketchError
 from gradalign.sketch.capture.accumulate import Accumulator
 from gradalign.sketch.capture.exact import Exact, Place, check_against
+from gradalign.sketch.capture.index import checked_index, problem_count
 from gradalign.sketch.capture.operators.derived import Derived
 from gradalign.sketch.capture.operators.functions import Recorder, Trap
 from gradalign.sketch.capture.operators.intercept import Interceptor
@@ -84,8 +85,8 @@ class Capture:
         onto: Capture | None,
     ) -> None:
         self.keep_grad = keep_grad
-        self.rows = ProblemRows(_checked_index(index, problems), _count(index, problems), source.buffers())
-        self.problems = _count(index, problems)
+        self.rows = ProblemRows(checked_index(index, problems), problem_count(index, problems), source.buffers())
+        self.problems = problem_count(index, problems)
         self.exact: Exact | None = None
         self.in_backward = False
         self._against = against
@@ -303,23 +304,3 @@ def _checked_onto(onto: Capture | None, problems: int, against: object) -> Captu
             "same `problems`."
         )
     return onto
-
-
-def _count(index: Tensor, problems: int | None) -> int:
-    return int(index.max()) + 1 if problems is None else problems
-
-
-def _checked_index(index: Any, problems: int | None) -> Tensor:
-    if not isinstance(index, Tensor) or index.dtype != torch.long or index.ndim not in (1, 2) or not index.numel():
-        given = f"{index.dtype} {tuple(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
-        raise SketchError(
-            f"problem_index is {given}; expected a LongTensor [B] (problem of each row of the batch) or [B, T] (of each "
-            "token)."
-        )
-    low, high = int(index.min()), int(index.max())
-    if low < -1 or (high < 0 and problems is None) or (problems is not None and high >= problems):
-        raise SketchError(
-            f"problem_index runs from {low} to {high}; expected 0 to problems - 1"
-            f"{'' if problems is None else f' = {problems - 1}'}, or -1 for rows of no problem."
-        )
-    return index
