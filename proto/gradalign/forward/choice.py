@@ -92,10 +92,10 @@ class MethodChoice:
             return self._by("float32", passes, methods)
 
     def state(self) -> tuple[int, Method | None, bool, bool, bool]:
-        """As `load` takes it."""
+        """As `restore` takes it."""
         return self._takes, self._found, self._narrow, self._trusts, self._looked
 
-    def load(self, state: Sequence[Any]) -> None:
+    def restore(self, state: Sequence[Any]) -> None:
         """Go on from what `state` gave."""
         self._takes, self._found, self._narrow, self._trusts, self._looked = state
 

@@ -160,7 +160,7 @@ class Direction:
         shards = self._shards()
         self._vector, self.checked = vector_of_state(state, shards, offload=self._offload), None
         self._step = Step(self._target, state["step"], self._sharers(shards))
-        self._choice.load(state["methods"])
+        self._choice.restore(state["methods"])
 
     @property
     def quotient(self) -> float | None:

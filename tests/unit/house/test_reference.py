@@ -28,7 +28,7 @@ def test_the_pages_are_what_the_code_says(reference):
 def test_every_command_has_a_section():
     page = (ROOT / "docs/cli.md").read_text()
     commands = {point.name for point in entry_points(group="gradalign.commands")}
-    assert set(re.findall(r"^## gradalign (\w+)$", page, re.MULTILINE)) == commands
+    assert set(re.findall(r"^## gradalign ([\w-]+)$", page, re.MULTILINE)) == commands
 
 
 def test_every_key_of_the_shipped_configurations_is_on_the_page():
