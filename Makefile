@@ -7,10 +7,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DOCS   := $(VENV)/.docs
+# Tests at a time: many wait for servers, so one more than the two cores that a machine has at the least.
+WORKERS ?= 3
 # One torch thread per process: the tests and the demo run two processes side by side.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo reproduce test test-fast test-matrix lint format bench bench-sketch bench-scorer serve docs docs-serve reference \
+.PHONY: help install demo reproduce test test-long test-fast test-matrix lint format bench bench-sketch bench-scorer serve docs docs-serve reference \
 	release-check clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,11 +42,14 @@ reproduce: $(STAMP) ## measure the paper's claims: all regimes, methods and seed
 serve: $(STAMP) ## run the scorer on 127.0.0.1:8000 with an embedded store
 	@$(BIN)/gradalign serve
 
-test: $(STAMP) ## run every test; ARGS=... goes to pytest
-	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+test: $(STAMP) ## run the tests; ARGS=... goes to pytest
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not long" $(ARGS)
+
+test-long: $(STAMP) ## run those that do the same once more with more processes
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m long $(ARGS)
 
 test-fast: $(STAMP) ## unit and property tests that are not marked slow, for the inner loop
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" tests/unit tests/property $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not long" tests/unit tests/property $(ARGS)
 
 test-matrix: $(STAMP) ## make test by two instruction sets, one and two threads, and beside a load; a table at the end
 	@ARGS="$(ARGS)" PYTHON=$(BIN)/python tests/matrix.sh

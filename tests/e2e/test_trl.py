@@ -241,7 +241,9 @@ def two_processes(base, output, url, run_id, kind, engine, **settings):
     return first, second
 
 
-@pytest.mark.parametrize(("kind", "alignment"), [("witness", "forward"), ("plain", "capture")])
+@pytest.mark.parametrize(
+    ("kind", "alignment"), [pytest.param("witness", "forward", marks=pytest.mark.long), ("plain", "capture")]
+)
 def test_two_processes_share_one_curriculum(base, scorer, run_id, tmp_path, kind, alignment):
     gradalign = {"use": "both", "alignment": alignment}
     first, second = two_processes(base, tmp_path, scorer.url, run_id, kind, "ddp", gradalign=gradalign)
@@ -249,12 +251,16 @@ def test_two_processes_share_one_curriculum(base, scorer, run_id, tmp_path, kind
     assert kind == "plain" or max(first["apart"], second["apart"]) < 0.02
 
 
-@pytest.mark.parametrize("settings", [{}, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 3}])
+ACCUMULATED = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 3}
+
+
+@pytest.mark.parametrize("settings", [{}, pytest.param(ACCUMULATED, marks=pytest.mark.long)])
 def test_a_model_sharded_by_fsdp2_is_aligned(base, scorer, run_id, tmp_path, settings):
     first, second = two_processes(base, tmp_path, scorer.url, run_id, "witness", "fsdp2", **settings)
     assert max(first["apart"], second["apart"]) < 0.02
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_updates_of_two_processes_are_bit_for_bit_what_they_would_be_without_measuring(
     base, scorer, run_id, tmp_path, engine

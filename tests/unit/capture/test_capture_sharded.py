@@ -167,7 +167,7 @@ CHECKS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_every_rank_has_the_sketches_of_the_whole_model(world, tmp_path):
     run_ranks(__file__, world, tmp_path / "store", timeout=500)
 

@@ -148,7 +148,7 @@ CHECKS = [check_sharded_in_part, check_refusals, check_ranks_that_disagree, chec
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_odd_models_are_right_or_refused_by_every_rank(world, tmp_path):
     run_ranks(__file__, world, tmp_path / "store", timeout=500)
 
