@@ -7,8 +7,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DOCS   := $(VENV)/.docs
-# Tests at a time: many wait for servers, so one more than the two cores that a machine has at the least.
-WORKERS ?= 3
+# Tests at a time
+WORKERS ?= 2
 # One torch thread per process: the tests and the demo run two processes side by side.
 export OMP_NUM_THREADS ?= 1
 
