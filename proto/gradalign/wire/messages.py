@@ -24,6 +24,7 @@ from gradalign.wire.rows import MAX_PROBLEMS, NORMS_KINDS, Header, RowsRequest, 
 
 __all__ = [
     "AGGREGATIONS",
+    "GRADIENT_STRATEGIES",
     "MAX_POOL",
     "MAX_PROBLEMS",
     "NORMS_KINDS",
@@ -49,6 +50,8 @@ STRATEGIES = (
 )
 SKETCH_STRATEGIES = tuple(name for name in STRATEGIES if name != "shrunken")
 """Those of a run of sketches, which tell nothing of single rollouts."""
+GRADIENT_STRATEGIES = ("learnalign", "diverse", "norm")
+"""Those that products alone do not do for: they compare candidates with one another, or need norms of gradients."""
 AGGREGATIONS = ("pooled", "mean", "normalized")
 MAX_POOL = 1_000_000
 

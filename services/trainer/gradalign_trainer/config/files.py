@@ -8,7 +8,8 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from gradalign_trainer.config.training import WITH_SKETCHES, TrainConfig
+from gradalign.wire.messages import GRADIENT_STRATEGIES
+from gradalign_trainer.config.training import TrainConfig
 from gradalign_trainer.settings import SettingsError, key_of, nearest, read_toml, with_override
 
 __all__ = ["load_config"]
@@ -147,7 +148,7 @@ def _clashes_of_alignment(config: TrainConfig) -> list[str]:
             'exact_alignments = true takes exact products with sketches, and alignment = "forward" sends none. Products by '
             "forward passes are exact to the step's error: set exact_alignments = false."
         )
-    if forward and config.strategy in WITH_SKETCHES:
+    if forward and config.strategy in GRADIENT_STRATEGIES:
         faults.append(
             f'strategy = "{config.strategy}" needs more of the gradients than their products, which is all that alignment = '
             '"forward" gives. Set alignment = "capture", or a strategy that ranks by products (cosine or shrunken, say).'

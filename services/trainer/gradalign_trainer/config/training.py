@@ -63,7 +63,6 @@ def _bad_sources(value: Any) -> str | None:
     return None
 
 
-WITH_SKETCHES = ("learnalign", "diverse", "norm")  # that ask for more of a gradient than a product
 WITHOUT_VALIDATION = ("norm", "learnalign", "accgreedy", "accuracy_band")  # strategies that look at candidates alone
 _SEED = limits(low=0, high=2**53 - 1)
 _COUNT = limits(low=1)

@@ -8,7 +8,7 @@ from typing import Any
 from gradalign.errors import InvalidValue
 from gradalign.wire.checks import check_name
 from gradalign.wire.matrix import SENT_DTYPES
-from gradalign.wire.messages import AGGREGATIONS, SKETCH_STRATEGIES, STRATEGIES
+from gradalign.wire.messages import AGGREGATIONS, GRADIENT_STRATEGIES, SKETCH_STRATEGIES, STRATEGIES
 from gradalign_trainer.curriculum.curriculum import ScorerAddress
 from gradalign_trainer.settings import check_settings, limits
 
@@ -16,8 +16,6 @@ __all__ = ["ALIGNMENTS", "USES", "GradAlignConfig"]
 
 ALIGNMENTS = ("auto", "forward", "capture")
 USES = ("weight", "select", "both")
-_NEED_SKETCHES = ("learnalign", "diverse", "norm")
-"""Strategies that compare candidates with one another, or need the norms of their gradients."""
 
 
 def _named(run_id: str) -> str | None:
@@ -124,7 +122,7 @@ class GradAlignConfig:
     @property
     def needs_sketches(self) -> str | None:
         """The setting that goes with `capture` only; None where there is none."""
-        if self.strategy in _NEED_SKETCHES:
+        if self.strategy in GRADIENT_STRATEGIES:
             return f"strategy = {self.strategy!r}"
         return "aggregation = 'normalized'" if self.aggregation == "normalized" else None
 

@@ -202,11 +202,10 @@ def _held(client: Client) -> RunState | None:
 
 def _other_kind(run_id: str, alignment: str | None) -> GradAlignError:
     ours, theirs = ("products", "sketches") if alignment == FORWARD else ("sketches", "products")
-    other = next(name for kind, name in KINDS.items() if kind == theirs)
     return GradAlignError(
         f"the scorer holds {theirs} of run {run_id!r}, and this training sends {ours}: a run is of one kind, since what it "
-        f"remembers of problems is. To go on with that run, take GradAlignConfig(alignment={other!r}) where this model and "
-        "strategy allow it; otherwise take a new run_id, under which the curriculum begins anew."
+        f"remembers of problems is. To go on with that run, take GradAlignConfig(alignment={KINDS[theirs]!r}) where this "
+        "model and strategy allow it; otherwise take a new run_id, under which the curriculum begins anew."
     )
 
 

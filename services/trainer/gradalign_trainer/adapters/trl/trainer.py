@@ -73,7 +73,7 @@ class GradAlignMixin(_Trainer):
     def __init__(self, *args: Any, gradalign: GradAlignConfig, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.gradalign = gradalign
-        self._check_supported()
+        self._check_selectable()
         self._alignment = alignment_of(gradalign, self)
         check_supported(gradalign, self, self._alignment)
         column = gradalign.id_column
@@ -95,7 +95,7 @@ class GradAlignMixin(_Trainer):
     def _streams(self) -> bool:
         return isinstance(self.train_dataset, IterableDataset)
 
-    def _check_supported(self) -> None:
+    def _check_selectable(self) -> None:
         if self._streams and self.gradalign.selects:
             raise GradAlignError(
                 f"GradAlignConfig.use = {self.gradalign.use!r} chooses among the rows of train_dataset, and a streamed "
