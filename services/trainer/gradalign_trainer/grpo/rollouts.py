@@ -31,6 +31,16 @@ class ScoredRollouts:
     advantages: Tensor
 
     @property
+    def signal(self) -> Tensor:
+        """Bool [P]: the problems whose rollouts differ in reward; the gradient of any other is zero."""
+        return self.advantages.any(dim=1)
+
+    def signal_parts(self, size: int) -> list[Tensor]:
+        """The numbers of the problems with a signal, int64 on the rollouts' device, at most `size` in each part."""
+        rows = self.signal.nonzero()[:, 0]
+        return list(rows.split(size)) if len(rows) else []  # nothing splits into one empty part
+
+    @property
     def pass_rates(self) -> list[float]:
         """Mean rewards of the groups, clipped to [0, 1]."""
         rates: list[float] = self.rewards.mean(dim=1).clamp(0, 1).tolist()

@@ -73,10 +73,10 @@ class GradientMeter:
         """
         count = len(scored.problems)
         rows, found = torch.zeros(count, self._sketcher.dim), torch.zeros(count, 2, dtype=torch.float64)
-        signal = scored.advantages.any(dim=1).nonzero()[:, 0].cpu()
-        advance(count - len(signal))
+        batches = [part.cpu() for part in scored.signal_parts(self._size)]
+        advance(count - sum(map(len, batches)))
         self._model.zero_grad(set_to_none=True)
-        for batch in signal.split(self._size) if len(signal) else ():  # nothing splits into one empty part
+        for batch in batches:
             rows[batch], found[batch] = self._batch(_Batch(scored, batch, shares, against))
             advance(len(batch))
         if shares is None:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+import torch
 from torch import Tensor
 
 from gradalign.wire.projection import Projection
 from gradalign_trainer.curriculum.measured import Gradients
 from gradalign_trainer.grpo.rollouts import ScoredRollouts
 
-__all__ = ["Advance", "FreshGradient", "Meter", "no_advance"]
+__all__ = ["Advance", "FreshGradient", "Meter", "no_advance", "validation_shares"]
 
 Advance: TypeAlias = Callable[[int], None]
 """Told how many problems more are done."""
@@ -20,6 +21,12 @@ Advance: TypeAlias = Callable[[int], None]
 
 def no_advance(problems: int) -> None:
     """Tell nobody."""
+
+
+def validation_shares(scored: ScoredRollouts, aggregation: str) -> Tensor:
+    """What each validation problem's gradient counts for in their sum, float32 [P]: its tokens if `pooled`, 1 if `mean`."""
+    tokens = scored.rollouts.tokens.float()
+    return tokens if aggregation == "pooled" else torch.ones_like(tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,11 +108,12 @@ class Policy:
             joining: a validation gradient at the present weights; each of its groups with a signal counts with weight 1.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        share = _shares(scored, weights)
-        counted = float(share.sum())
-        if rollout_weights is not None:
+        if rollout_weights is None:
+            share = _shares(scored, weights)
+            counted = float(share.sum())
+        else:
             table = _table(scored, rollout_weights)
-            scored, share = replace(scored, advantages=scored.advantages * table), torch.ones_like(share)
+            scored, share = replace(scored, advantages=scored.advantages * table), torch.ones_like(table[:, 0])
             counted = float(table.mean(dim=1).sum())
         groups = joining.groups if joining else 0
         total = counted + groups

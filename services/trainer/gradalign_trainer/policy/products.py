@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from gradalign_trainer.curriculum.products import MeasuredProducts
 from gradalign_trainer.grpo.generation import RolloutBatch
 from gradalign_trainer.grpo.loss import completion_logprobs, problem_losses
 from gradalign_trainer.grpo.rollouts import ScoredRollouts
-from gradalign_trainer.policy.meter import Advance, FreshGradient, no_advance
+from gradalign_trainer.policy.meter import Advance, FreshGradient, no_advance, validation_shares
 
 __all__ = ["ProductMeter"]
 
@@ -64,14 +65,11 @@ class ProductMeter:
 
         Where no problem has a signal, the direction stays as it was.
         """
-        signal = scored.advantages.any(dim=1)
+        signal = scored.signal
         if not bool(signal.any()):
             self.fresh = None
             return _measured(scored, torch.zeros_like(scored.advantages, dtype=torch.float64), length=0.0)
-        pooled = self._config.aggregation == "pooled"
-        shares = (
-            scored.rollouts.tokens.float() if pooled else torch.ones(len(scored.problems), device=self._model.device)
-        )
+        shares = validation_shares(scored, self._config.aggregation)
         shares = shares / shares.sum()
         self._backward(scored, shares)
         fresh = self._config.train_on_validation
@@ -106,8 +104,7 @@ class ProductMeter:
     def _backward(self, scored: ScoredRollouts, shares: Tensor) -> None:
         """Leave the gradient of the weighted losses in `.grad`."""
         self._model.zero_grad(set_to_none=True)
-        signal = scored.advantages.any(dim=1).nonzero()[:, 0]
-        for part in signal.split(self._config.problems_per_backward):
+        for part in self._parts(scored):
             losses = problem_losses(self._model, scored.rollouts.groups(part.tolist()), scored.advantages[part])
             (losses * shares[part]).sum().backward()
 
@@ -116,24 +113,22 @@ class ProductMeter:
         self._taken += 1
         if self._taken % CHECK_EVERY != 1:
             return self._products(scored, advance, per_token)
-        batches, signal = self._batches(scored, per_token)
-        check = self._direction.check_of(self._logprobs, batches)
+        check = self._direction.check_of(self._logprobs, self._batches(scored, per_token))
         advance(len(scored.problems))
         fidelity = "" if check.fidelity is None else f", correlation with exact ones about {check.fidelity:.4f}"
         logger.info("Products by method %s: they add up to %.3f |v|%s.", check.method, check.quotient, fidelity)
-        return _spread(scored, signal, list(check.products))
+        return _spread(scored, check.products)
 
     def _products(self, scored: ScoredRollouts, advance: Advance, per_token: Tensor) -> Tensor:
-        batches, signal = self._batches(scored, per_token)
-        found = self._direction.products_of(self._logprobs, batches)
+        found = self._direction.products_of(self._logprobs, self._batches(scored, per_token))
         advance(len(scored.problems))
-        return _spread(scored, signal, found)
+        return _spread(scored, found)
 
     def _products_and_norms(self, scored: ScoredRollouts, advance: Advance) -> tuple[Tensor, Tensor]:
         """Products [P, G], and norms of the head's gradient [P], float64 on the CPU."""
-        batches, signal = self._batches(scored, 1.0 / scored.rollouts.tokens)
         norms, found = torch.zeros(len(scored.problems), dtype=torch.float64), []
-        for batch, part in zip(batches, signal.split(self._config.problems_per_backward), strict=False):
+        batches = self._batches(scored, 1.0 / scored.rollouts.tokens)
+        for part, batch in zip(self._parts(scored), batches, strict=True):
             rollouts: RolloutBatch = batch.batch
             problem = torch.arange(len(part), device=part.device).repeat_interleave(rollouts.group_size)
             products, lengths = self._direction.products_and_norms(
@@ -143,27 +138,29 @@ class ProductMeter:
             norms[part.cpu()] = lengths.cpu()
             found.append(products)
         advance(len(scored.problems))
-        return _spread(scored, signal, found), norms
+        return _spread(scored, found), norms
 
-    def _batches(self, scored: ScoredRollouts, per_token: Tensor) -> tuple[list[MicroBatch], Tensor]:
-        """The groups that have a signal, in micro-batches, and which they are; others have products of 0."""
-        signal = scored.advantages.any(dim=1).nonzero()[:, 0]
+    def _parts(self, scored: ScoredRollouts) -> list[Tensor]:
+        return scored.signal_parts(self._config.problems_per_backward)
+
+    def _batches(self, scored: ScoredRollouts, per_token: Tensor) -> list[MicroBatch]:
+        """The groups that have a signal, in micro-batches; others have products of 0."""
         batches = []
-        for part in signal.split(self._config.problems_per_backward) if len(signal) else ():
+        for part in self._parts(scored):
             rollouts = scored.rollouts.groups(part.tolist())
             weights = (scored.advantages[part] * per_token[part][:, None]).flatten()
             batches.append(MicroBatch(rollouts, weights, rollouts.completion_mask, rollouts.logprobs))
-        return batches, signal
+        return batches
 
     def _logprobs(self, rollouts: RolloutBatch) -> Tensor:
         return completion_logprobs(self._model, rollouts)
 
 
-def _spread(scored: ScoredRollouts, signal: Tensor, found: list[Tensor]) -> Tensor:
+def _spread(scored: ScoredRollouts, found: Sequence[Tensor]) -> Tensor:
     """Products [P, G] of all groups, float64 on the CPU, out of those of the groups with a signal."""
     products = torch.zeros(scored.advantages.shape, dtype=torch.float64)
     if found:
-        products[signal.cpu()] = torch.cat([part.cpu() for part in found]).view(len(signal), -1)
+        products[scored.signal.cpu()] = torch.cat([part.cpu() for part in found]).view(-1, products.shape[1])
     return products
 
 

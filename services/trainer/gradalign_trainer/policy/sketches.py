@@ -16,7 +16,7 @@ from gradalign_trainer.config.training import TrainConfig
 from gradalign_trainer.curriculum.measured import Measured
 from gradalign_trainer.grpo.rollouts import ScoredRollouts
 from gradalign_trainer.policy.gradients import GradientMeter, ProblemSketches
-from gradalign_trainer.policy.meter import Advance, FreshGradient, no_advance
+from gradalign_trainer.policy.meter import Advance, FreshGradient, no_advance, validation_shares
 
 __all__ = ["SketchMeter"]
 
@@ -64,10 +64,9 @@ class SketchMeter:
         """Sketches of validation problems; the sum of their gradients is kept as `fresh` where the settings need it."""
         if not (self._exact or self._config.train_on_validation):
             return _measured(scored, self._meter.measure(scored, advance=advance), None)
-        pooled = self._config.aggregation == "pooled"
-        shares = scored.rollouts.tokens.float() if pooled else torch.ones(len(scored.problems), device=self._device)
+        shares = validation_shares(scored, self._config.aggregation)
         measured = _measured(scored, self._meter.measure(scored, shares=shares, advance=advance), None)
-        signal = scored.advantages.any(dim=1)
+        signal = scored.signal
         self.fresh = FreshGradient(
             self._sketcher.gradients(), float(shares.sum()), float(shares[signal].sum()), int(signal.sum())
         )

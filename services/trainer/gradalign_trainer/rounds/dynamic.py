@@ -46,7 +46,7 @@ def _full_batch(shop: Workshop, order: Iterator[Problem], step: int) -> tuple[Sc
             break
         scored = shop.rollouts(list(islice(order, missing)), shop.config.group_size, "update", (step, draw))
         drawn += missing
-        signal = scored.advantages.any(dim=1).nonzero()[:, 0].tolist()
+        signal = scored.signal.nonzero()[:, 0].tolist()
         if signal:
             kept.append(scored.groups(signal))
     return join_rollouts(kept) if kept else scored, drawn
