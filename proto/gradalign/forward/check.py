@@ -180,9 +180,11 @@ def _quotient(products: Sequence[Tensor], vector: Vector, rows: Any) -> float:
 
 
 def _better(one: Check | None, other: Check) -> Check:
-    """The check that promises more; one that took no difference promises the fidelity that holds."""
-    if one is None:
-        return other
-    fidelities = (_HOLDS if c.fidelity is None else c.fidelity for c in (one, other))
-    quality = [min(_HOLDS, f) - abs(c.quotient - 1) for f, c in zip(fidelities, (one, other), strict=True)]
-    return other if quality[1] > quality[0] else one
+    """The check that promises more."""
+    return other if one is None or _promise(other) > _promise(one) else one
+
+
+def _promise(check: Check) -> float:
+    """What took no difference promises the fidelity that holds, and more than that counts for nothing."""
+    fidelity = _HOLDS if check.fidelity is None else min(_HOLDS, check.fidelity)
+    return fidelity - abs(check.quotient - 1)

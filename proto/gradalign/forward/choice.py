@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ __all__ = ["MethodChoice"]
 
 logger = logging.getLogger(__name__)
 
-METHODS: Final = ("auto", "one-sided", "central", "forward-ad", "float32")
+METHODS: Final = ("auto", *get_args(Method))
 
 
 class MethodChoice:

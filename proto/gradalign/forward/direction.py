@@ -7,7 +7,6 @@ by h u, the trainer's own log-prob function runs without grad, and the weights g
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -28,8 +27,6 @@ from gradalign.forward.passes.step import Step
 from gradalign.sketch.preconditioner import Preconditioner
 
 __all__ = ["Direction"]
-
-logger = logging.getLogger(__name__)
 
 
 class Direction:
@@ -57,6 +54,7 @@ class Direction:
 
     Attributes:
         checked: what the last `check` found; None before.
+        method: as given.
 
     Raises:
         DirectionError: neither or both of model and parameters are given, nothing is trainable, or an argument is wrong.

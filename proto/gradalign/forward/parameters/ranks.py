@@ -15,13 +15,11 @@ def add_over_ranks(figures: Mapping[Any, Tensor], group: Any) -> Tensor:
     """Sums of parts by the mesh that they are spread over, added over the ranks of each mesh, and then added up.
 
     Args:
-        figures: float64 [n] by device mesh; under None, those of parts with no mesh.
+        figures: float64 [n] by device mesh, of at least one; under None, those of parts with no mesh.
         group: a process group that the parts with no mesh are spread over, or None where this rank holds them whole.
     """
-    total = torch.zeros_like(next(iter(figures.values()))) if figures else torch.zeros(5, dtype=torch.float64)
-    for spread, value in figures.items():
-        total = total + sum_over(value, group if spread is None else spread)
-    return total
+    sums = [sum_over(value, group if spread is None else spread) for spread, value in figures.items()]
+    return torch.stack(sums).sum(0)
 
 
 def sum_over(value: Tensor, spread: Any) -> Tensor:

@@ -18,6 +18,8 @@ from gradalign.sketch.preconditioner import Preconditioner
 
 __all__ = ["Vector", "check_preconditioner", "take_vector", "vector_of_state", "vector_state"]
 
+_FIGURES: Final = ("size", "length", "carried", "expected", "weights_norm")
+
 
 @dataclass(frozen=True)
 class Vector:
@@ -57,7 +59,7 @@ class Vector:
 
     def stale(self, shards: Sequence[Shard]) -> bool:
         """Whether the weights have been written to since v was taken."""
-        return [s.owner._version for s in shards] != list(self.versions)
+        return _versions(shards) != list(self.versions)
 
 
 def _told(part: LocalGradient | None) -> str:
@@ -90,7 +92,7 @@ def take_vector(
     Raises:
         DirectionError: there is no gradient, it is zero, or not finite.
     """
-    figures: dict[Any, Tensor] = {}
+    figures: dict[Any, Tensor] = {None: torch.zeros(5, dtype=torch.float64)}
     parts: list[Tensor | None] = []
     before = earlier.parts if earlier is not None and decay else [None] * len(shards)
     for shard, kept in zip(shards, before, strict=True):
@@ -113,7 +115,7 @@ def take_vector(
     _check_length(length, parts, shards)
     length = math.sqrt(length)
     return Vector(
-        parts, _places(shards), [s.owner._version for s in shards], math.sqrt(size), length, carried / length,
+        parts, _places(shards), _versions(shards), math.sqrt(size), length, carried / length,
         (product - carried) / length, math.sqrt(weights),
     )  # fmt: skip
 
@@ -148,12 +150,13 @@ def vector_of_state(state: Mapping[str, Any], shards: Sequence[Shard], *, offloa
     if parts:
         raise DirectionError(f"the state holds {next(iter(parts))}, which is no trainable part of the model here.")
     figures = dict(state["figures"])
-    versions = [-1 if figures.pop("stale") else s.owner._version for s in shards[:1]]
-    versions += [s.owner._version for s in shards[1:]]
+    # No tensor has the version -1.
+    versions = [-1] * len(shards) if figures.pop("stale") else _versions(shards)
     return Vector(found, places, versions, **figures)
 
 
-_FIGURES: Final = ("size", "length", "carried", "expected", "weights_norm")
+def _versions(shards: Sequence[Shard]) -> list[int]:
+    return [s.owner._version for s in shards]
 
 
 def _places(shards: Sequence[Shard]) -> list[LocalGradient]:

@@ -85,8 +85,9 @@ class Capture:
         onto: Capture | None,
     ) -> None:
         self.keep_grad = keep_grad
-        self.rows = ProblemRows(checked_index(index, problems), problem_count(index, problems), source.buffers())
+        index = checked_index(index, problems)
         self.problems = problem_count(index, problems)
+        self.rows = ProblemRows(index, self.problems, source.buffers())
         self.exact: Exact | None = None
         self.in_backward = False
         self._against = against
