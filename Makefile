@@ -49,7 +49,7 @@ test-long: $(STAMP) ## run those that do the same once more with more processes
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m long $(ARGS)
 
 test-fast: $(STAMP) ## unit and property tests that are not marked slow, for the inner loop
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not long" tests/unit tests/property $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not long" tests/unit tests/property $(ARGS)
 
 test-matrix: $(STAMP) ## make test by two instruction sets, one and two threads, and beside a load; a table at the end
 	@ARGS="$(ARGS)" PYTHON=$(BIN)/python tests/matrix.sh
