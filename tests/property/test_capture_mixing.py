@@ -46,6 +46,7 @@ ROW_WISE = {
     "sorted over time": lambda x: x.sort(1).values,
     "out and back": lambda x: x[[2, 0, 3, 1]].sin()[[1, 3, 0, 2]],
     "joined in time": lambda x: torch.cat([x[:, :1], x[:, 1:]], 1),
+    "in pieces": lambda x: torch.cat([piece.sin() for piece in x.split([1, 0, ROWS - 1])]),
     "row by row": lambda x: torch.stack([row.exp() for row in x.unbind(0)]),
 }
 MIXING = {
@@ -63,6 +64,8 @@ MIXING = {
     "attention over rows": lambda x: functional.scaled_dot_product_attention(*[x.transpose(0, 1)] * 3).transpose(0, 1),
     "changed in place": accumulated,
     "folded wrongly": lambda x: x.transpose(0, 1).reshape(x.shape),
+    "pieces swapped": lambda x: torch.cat(x.split([1, ROWS - 1])[::-1]),
+    "pieces added": lambda x: torch.cat([sum(x.chunk(2)), x.chunk(2)[1]]),
     "sorted": lambda x: x.sort(0).values,
     "by the first row": lambda x: x * x[:1],
     "similarities": lambda x: torch.cdist(x.flatten(1), x.flatten(1))[:, :1, None] * x,

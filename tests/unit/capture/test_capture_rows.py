@@ -91,6 +91,7 @@ MIXED = {
     "a view in place": (changed(lambda x: x.view(-1).cumsum_(0)), r"cumsum\(dim=0\)"),
     "a write of rows": (changed(lambda x: x[1:].add_(x[:-1].clone())), r"add\(\)"),
     "data": (changed(lambda x: x.data.copy_(x.data.flip(0))), r"flip\(0\)"),
+    "pieces of other rows": (lambda x: torch.add(*x.chunk(2)), r"add\(\)"),
     "two orders": (lambda x: torch.where(x > 0, x, x[ORDER]), r"where\(\)"),
     "batch norm": (lambda x: functional.batch_norm(x.mT, None, None, training=True).mT, r"batch_norm"),
     "a product": (lambda x: torch.einsum("ab,btd->atd", torch.ones(ROWS, ROWS), x), r"einsum\('ab,btd->atd'\)"),
@@ -134,6 +135,7 @@ def test_experts_are_not_taken_for_rows():
 REORDERED = {
     "time for rows": (lambda x: x.movedim(0, 1), r"movedim\(0, 1\)"),
     "shuffled": (lambda x: x[ORDER], r"x\[key\]"),
+    "pieces swapped": (lambda x: torch.cat(x.split([1, 3])[::-1]), r"cat\(\)"),
     "one row for all": (lambda x: x[:1].expand(ROWS, -1, -1), r"expand\(4, -1, -1\)"),
 }
 
@@ -221,6 +223,7 @@ RIGHT = {
         torch.eye(x.shape[1]) + (0.1 * x @ x.mT).tril(-1), x, upper=False
     ),
     "row by row": lambda x: torch.stack([row * 2 for row in x]),
+    "in pieces": lambda x: torch.cat([2 * each for each in x.tensor_split([1, 1])]),
     "out and back": lambda x: x[torch.arange(len(x)).flip(0)][torch.arange(len(x)).flip(0)],
 }
 

@@ -13,22 +13,24 @@ from gradalign.sketch import Sketcher
 class Partly(nn.Module):
     """A model of which a part may stay whole, or be used in odd ways; rows [B, 4]."""
 
-    def __init__(self, use=lambda weight, x: x @ weight):
+    def __init__(self, use=lambda model, x: x @ model.odd):
         super().__init__()
         torch.manual_seed(0)
         self.first, self.second, self.odd = nn.Linear(4, 6), nn.Linear(6, 3), nn.Parameter(torch.randn(3, 3))
+        self.scale = nn.Parameter(torch.randn(3))
         self.use = use
 
     def forward(self, x):
-        return self.use(self.odd, self.second(self.first(x).tanh()))
+        return self.use(self, self.second(self.first(x).tanh()))
 
     def log_probs(self, x):
-        return self.use(self.odd, self.second(self.first(x).tanh()))
+        return self.use(self, self.second(self.first(x).tanh()))
 
 
 USES = [
-    lambda weight, x: x @ weight,
-    lambda weight, x: (x @ weight.t()) * (1 + weight[0]),
+    lambda model, x: x @ model.odd,
+    lambda model, x: (x @ model.odd.t()) * (1 + model.odd[0]),
+    lambda model, x: x @ (model.odd * model.scale.exp() / model.odd.norm()),
 ]
 
 
@@ -101,11 +103,11 @@ def check_refusals(rank, world, mesh):
                 (call or model)(x).square().sum().backward()
 
     for way in (lambda model: model, lambda model: model.log_probs):
-        model = Partly(lambda weight, x: Kernel.apply(x, weight))
+        model = Partly(lambda model, x: Kernel.apply(x, model.odd))
         fully_shard(model, mesh=mesh)
         register_fsdp_forward_method(model, "log_probs")
         refused(model, "odd got a gradient from an operation that capture did not see", way(model))
-    model = Partly(lambda weight, x: torch.cdist(x, weight))
+    model = Partly(lambda model, x: torch.cdist(x, model.odd))
     fully_shard(model, mesh=mesh)
     refused(model, "odd is used by torch.*cdist")
     model = Partly()

@@ -260,7 +260,12 @@ class Capture:
         """The recorder of one use of a tracked value."""
         made = self.find(value)
         assert made is not None
-        recorder = UseRecorder(self, made, self._tracked.parameter(made.name).detach(), tuple(value.shape), value.dtype)
+        return self._recorder(made, value)
+
+    def _recorder(self, made: Derived, value: Tensor) -> UseRecorder:
+        beside = tuple(self._recorder(other, value) for other in made.beside)
+        parameter = self._tracked.parameter(made.name).detach()
+        recorder = UseRecorder(self, made, parameter, tuple(value.shape), value.dtype, beside)
         if self.exact is not None and not self.in_backward:
             self.exact.expect(recorder.place)
         return recorder

@@ -39,6 +39,7 @@ class UseRecorder:
         parameter: the parameter.
         shape: of the value.
         dtype: of the value.
+        beside: the recorders of the other parameters that the value was made of.
     """
 
     block: Block
@@ -46,6 +47,7 @@ class UseRecorder:
     parameter: Tensor
     shape: tuple[int, ...]
     dtype: torch.dtype
+    beside: tuple[UseRecorder, ...] = ()
 
     @property
     def place(self) -> Place:
@@ -129,6 +131,8 @@ class UseRecorder:
 
     def _pulled_back(self, target: Accumulator, gradients: Tensor) -> None:
         """Gradients by the value, [problems, *shape]."""
+        for other in self.beside:
+            other._pulled_back(target, gradients)
         gradients, looked = self.derived.pull_back(self.parameter, gradients), self.derived.looked
         if looked is None:
             self._dense(target, gradients)

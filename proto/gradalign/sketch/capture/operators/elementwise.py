@@ -11,22 +11,25 @@ from torch import Tensor
 
 from gradalign.sketch.capture.operators.functions import Broadcast, Convolution, Lookup
 from gradalign.sketch.capture.operators.tracker import Tracker, in_autocast, name_of, refused
+from gradalign.sketch.capture.rows.followed import flat, writes
+from gradalign.sketch.capture.rows.tags import CONSTANT
 
-__all__ = ["MEETINGS", "elementwise"]
+__all__ = ["MEETINGS", "as_activation", "beside_constants", "elementwise"]
 
 _Args = tuple[Any, ...]
 _Kwargs = dict[str, Any]
 _T = torch.Tensor
 
 
-def _broadcast(tracker: Tracker, func: Any, x: Tensor, value: Tensor, *, beside: int | None = None) -> Tensor:
+def as_activation(tracker: Tracker, func: Any, x: Tensor, value: Tensor, *, beside: int | None = None) -> Tensor:
     """A tracked value in the shape in which it meets an activation; or stands beside it, along an axis."""
     made = tracker.find(value)
     meeting = torch.broadcast_shapes(x.shape, value.shape) if beside is None else tuple(value.shape)
     if made is not None and made.base is not None:
-        if made.picked is not None:
+        if made.picked is None:
+            value = made.base
+        elif made.picked.ndim == 1 or made.picked.shape == x.shape[:-1]:
             return _picked_rows(tracker, func, x, made.base, made.picked)
-        value = made.base
     shape = tuple(value.shape)
     while shape and shape[0] == 1:
         shape = shape[1:]
@@ -39,10 +42,36 @@ def _broadcast(tracker: Tracker, func: Any, x: Tensor, value: Tensor, *, beside:
 
 def _picked_rows(tracker: Tracker, func: Any, x: Tensor, base: Tensor, index: Tensor) -> Tensor:
     """Rows that were picked of a matrix, one for each row of an activation."""
-    if base.ndim != 2 or x.ndim != 2 or len(index) != len(x):
+    if base.ndim != 2 or index.shape != x.shape[:-1]:
         raise refused(tracker, func, base)
     groups = tracker.rows.groups(x, 1, name_of(tracker, base))
+    index = torch.where(index < 0, index + len(base), index)
     return Lookup.apply(index, tracker.tapped(base), tracker.recorder(base), groups, -1)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def beside_constants(tracker: Tracker, func: Any, args: _Args, kwargs: _Kwargs) -> bool:
+    """Whether a tracked value meets nothing but constants in a call, and keeps its shape.
+
+    The result is then of the parameter alone, too.
+    """
+    tensors = [a for a in flat((*args, *kwargs.values())) if isinstance(a, Tensor)]
+    tracked = [t for t in tensors if tracker.find(t) is not None]
+    if len(tracked) != 1 or writes(func) or "out" in kwargs:
+        return False
+    others = [t for t in tensors if t is not tracked[0]]
+    return all(_is_constant(tracker, t) for t in others) and tracked[0].shape == torch.broadcast_shapes(
+        *(t.shape for t in tensors)
+    )
+
+
+def _is_constant(tracker: Tracker, value: Tensor) -> bool:
+    """Whether a tensor is of no row, and not the first state of a recurrence."""
+    rows = tracker.rows
+    return (
+        rows.tag(value) is CONSTANT
+        and not value.requires_grad
+        and (rows.is_input(value) or not rows.leads(value.shape))
+    )
 
 
 def elementwise(tracker: Tracker, func: Any, args: _Args, kwargs: _Kwargs) -> Tensor:
@@ -55,7 +84,7 @@ def elementwise(tracker: Tracker, func: Any, args: _Args, kwargs: _Kwargs) -> Te
         out: Tensor = func(*args, **kwargs)
         tracker.rows.follow(func, args, kwargs, out)
         return out
-    met = _broadcast(tracker, func, x, args[at])
+    met = as_activation(tracker, func, x, args[at])
     out = func(*((x, met) if at else (met, x)), *args[2:], **kwargs)
     tracker.rows.copy(x, out)
     return out
@@ -88,7 +117,7 @@ def _cat(tracker: Tracker, func: Any, args: _Args, kwargs: _Kwargs) -> Tensor:
         made = [tracker.find(t) for t in tracked]
         if x is None or dim % x.ndim == 0 or any(m is None or m.base is None or m.picked is not None for m in made):
             raise refused(tracker, func, tracked[0])
-        met = {id(t): _broadcast(tracker, func, x, t, beside=dim % x.ndim) for t in tracked}
+        met = {id(t): as_activation(tracker, func, x, t, beside=dim % x.ndim) for t in tracked}
         out = torch.cat([met.get(id(t), t) for t in tensors], dim)
         tracker.rows.follow(func, ([x for _ in tensors], dim), {}, out)
         return out

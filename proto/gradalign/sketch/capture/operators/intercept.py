@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from gradalign.sketch.capture.operators.derived import CASTS, LIKE, PICKS
-from gradalign.sketch.capture.operators.elementwise import MEETINGS
+from gradalign.sketch.capture.operators.derived import CASTS, LIKE, PICKS, by_values, joined
+from gradalign.sketch.capture.operators.elementwise import MEETINGS, beside_constants, elementwise
 from gradalign.sketch.capture.operators.lookups import (
     RANDOM,
     Copies,
@@ -57,11 +57,10 @@ class Interceptor(TorchFunctionMode):
                     self._tracker.in_backward = False
         if func in _UNTOUCHED:
             return func(*args, **kwargs)
-        if func in LIKE and len(args) == 2:
-            if args[0] is args[1] and self._tracker.find(args[0]) is not None:
-                # How engines find what accumulates a gradient. A use of the result shows as one that was not captured.
-                return func(*args, **kwargs)
-            func, args = LIKE[func], (args[0], args[1].shape)
+        if func in LIKE and len(args) == 2 and args[0] is args[1] and self._tracker.find(args[0]) is not None:
+            # How engines find what accumulates a gradient. A use of the result shows as one that was not captured.
+            return func(*args, **kwargs)
+        func, args = by_values(func, args)
         if self._tracker.rows.spreads:
             return Copies(self._tracker, func, args, kwargs).take(lambda: self._followed(func, args, kwargs))
         return self._followed(func, args, kwargs)
@@ -83,7 +82,8 @@ class Interceptor(TorchFunctionMode):
             return self.__torch_function__(func, (), args, kwargs)
         if way == "refuse":
             raise refused(self._tracker, func, tracked[0])
-        meets = way != "derive" and meets_activation(self._tracker, args, kwargs)
+        alone = way == "derive" or (handler is elementwise and beside_constants(self._tracker, func, args, kwargs))
+        meets = not alone and meets_activation(self._tracker, args, kwargs)
         if handler is not None and meets:
             return handler(self._tracker, func, args, kwargs)
         return self._derive(func, args, kwargs, tracked, meets=meets)
@@ -92,7 +92,8 @@ class Interceptor(TorchFunctionMode):
         tracker = self._tracker
         if func.__name__ in ("__get__", "__set__", "__delete__") and func not in _VIEWS:
             return func(*args, **kwargs)
-        if len(tracked) > 1 and not meets and is_shared(tracker, tracked[0]):
+        together = is_shared(tracker, tracked[0]) or _HANDLERS.get(func) is elementwise
+        if len(tracked) > 1 and not meets and together:
             return self._join(func, args, kwargs)
         at = [i for i, a in enumerate(args) if tracker.find(a) is not None]
         meets = func not in CASTS and func not in PICKS and meets
@@ -138,21 +139,22 @@ class Interceptor(TorchFunctionMode):
         return None if result is None else args[0]
 
     def _join(self, func: Any, args: _Args, kwargs: _Kwargs) -> Any:
-        """Another value of several that were made of the same rows at shared positions."""
+        """Another value of several that were made of the same rows at shared positions, or of whole parameters."""
         tracker = self._tracker
         tracked = [t for t in flat(args) if tracker.find(t) is not None]
-        if writes(func):
+        if writes(func) or any(tracker.find(v) is not None for v in kwargs.values()):
             raise refused(tracker, func, tracked[0])
-        first, *others = (made for made in map(tracker.find, tracked) if made is not None)
 
         def call(values: list[Tensor]) -> Any:
             given = dict(zip(map(id, tracked), values, strict=True))
             return func(*(_with(a, given) for a in args), **kwargs)
 
-        result = call([tracker.tapped(t) for t in tracked])
+        values = [tracker.tapped(t) for t in tracked]
+        result = call(values)
         if not isinstance(result, Tensor):
             raise refused(tracker, func, tracked[0])
-        return tracker.track(result, first.and_others(call, others))
+        made = [made for made in map(tracker.find, tracked) if made is not None]
+        return tracker.track(result, joined(func, call, list(zip(made, values, strict=True))))
 
     def _track_parts(self, func: Any, args: _Args, kwargs: _Kwargs, at: int, result: Any) -> Any:
         made = self._tracker.find(args[at])

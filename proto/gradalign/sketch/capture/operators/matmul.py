@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's custom
 from torch import Tensor
 
-from gradalign.sketch.capture.operators.elementwise import elementwise
+from gradalign.sketch.capture.operators.elementwise import as_activation, elementwise
 from gradalign.sketch.capture.operators.functions import Product
 from gradalign.sketch.capture.operators.tracker import Tracker, in_autocast, name_of, refused
 
@@ -41,6 +41,8 @@ def _linear(tracker: Tracker, func: Any, args: _Args, kwargs: _Kwargs) -> Tensor
 
 
 def _matmul(tracker: Tracker, func: Any, args: _Args, kwargs: _Kwargs) -> Tensor:
+    if len(args) == 2 and not kwargs and args[0].ndim == args[1].ndim > 3:
+        return _repeated(tracker, func, *args)
     if len(args) == 2 and not kwargs and args[0].ndim == args[1].ndim == 3:
         return _bmm(tracker, func, args, kwargs)
     if len(args) == 2 and not kwargs and tracker.find(args[1]) is None and args[1].ndim > 2:
@@ -84,7 +86,9 @@ def _bmm(tracker: Tracker, func: Any, args: _Args, kwargs: _Kwargs) -> Tensor:
         raise refused(tracker, func, weight)
     if made.base is not None and made.picked is not None and made.base.ndim == 3 and x.shape[1 if right else 2] == 1:
         return _picked(tracker, func, x, made.base, made.picked, right=right)
-    if not right or made.picked is not None:
+    if not right:
+        return _repeated(tracker, func, *args)
+    if made.picked is not None and made.picked.ndim == 1:
         raise refused(tracker, func, weight)
     ends = [x.shape[1] * (expert + 1) for expert in range(len(x))]
     rows = x.flatten(0, 1)
@@ -93,6 +97,41 @@ def _bmm(tracker: Tracker, func: Any, args: _Args, kwargs: _Kwargs) -> Tensor:
     shaped: Tensor = out.unflatten(0, x.shape[:2])
     tracker.rows.copy(x, shaped)
     return shaped
+
+
+def _repeated(tracker: Tracker, func: Any, one: Tensor, other: Tensor) -> Tensor:
+    """A batch of products with a value that was expanded to an activation's rows, as queries that are learned."""
+    x, value = (one, other) if tracker.find(one) is None else (other, one)
+    made = tracker.find(value)
+    if tracker.find(x) is not None or made is None or made.base is None or made.picked is not None:
+        raise refused(tracker, func, value)
+    if x.shape[:-2] != value.shape[:-2]:
+        raise refused(tracker, func, value)
+    met = as_activation(tracker, func, x, value, beside=x.ndim - 2)
+    tracker.rows.copy(x, met)
+    args = (met, other) if value is one else (one, met)
+    out: Tensor = func(*args)
+    tracker.rows.follow(func, args, {}, out)
+    return out
+
+
+def _baddbmm(tracker: Tracker, func: Any, args: _Args, kwargs: _Kwargs) -> Tensor:
+    """A batch of products with weights, and a bias for each of them, [E, 1, O]."""
+    if len(args) != 3 or kwargs or args[0].ndim != 3 or args[0].shape[1] != 1:
+        raise refused(tracker, func, next(a for a in args if tracker.find(a) is not None))
+    (bias,) = in_autocast(tracker, args[0])
+    out = _bmm(tracker, func, args[1:], kwargs)
+    return _first_two(tracker, elementwise(tracker, _T.add, (_first_two(tracker, out), _first_two(tracker, bias)), {}))
+
+
+def _first_two(tracker: Tracker, value: Tensor) -> Tensor:
+    """A tensor with its first two axes swapped."""
+    call, made = (value, 0, 1), tracker.find(value)
+    if made is not None:
+        return tracker.track(tracker.tapped(value).transpose(0, 1), made.then(_T.transpose, call, {}, value, 0))
+    swapped = value.transpose(0, 1)
+    tracker.rows.follow(_T.transpose, call, {}, swapped)
+    return swapped
 
 
 def _picked(tracker: Tracker, func: Any, x: Tensor, base: Tensor, experts: Tensor, *, right: bool) -> Tensor:
@@ -130,6 +169,8 @@ def _by_expert(tracker: Tracker, func: Any, x: Tensor, weight: Tensor, ends: lis
 
 PRODUCTS: dict[Any, Callable[[Tracker, Any, _Args, _Kwargs], Any]] = {
     F.linear: _linear,
+    torch.baddbmm: _baddbmm,
+    _T.baddbmm: _baddbmm,
     torch.addmm: _addmm,
     _T.addmm: _addmm,
     torch.bmm: _bmm,

@@ -16,7 +16,6 @@ __all__ = [
     "batch_normed",
     "beside",
     "constant",
-    "cut",
     "element_losses",
     "in_place",
     "padded",
@@ -126,16 +125,6 @@ def renormed(call: Call) -> Tag:
     """All but one axis are mixed."""
     tag, dim = call.tag(call.args[0]), call.get(2, "dim") % call.out.ndim
     return (apart(tag, [a for a in tag.axes if a != dim]) or call.lost()) if isinstance(tag, Followed) else tag
-
-
-def cut(at: int, default: int | None, *names: str) -> Callable[[Call], Any]:
-    """Pieces along an axis."""
-
-    def rule(call: Call) -> Tag:
-        tag = call.tag(call.args[0])
-        return call.lost() if isinstance(tag, Followed) and set(tag.axes) & set(call.dims(at, default, *names)) else tag
-
-    return rule
 
 
 def batch_normed(call: Call) -> Tag:

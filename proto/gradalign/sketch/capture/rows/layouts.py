@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from typing import Any
 
@@ -13,6 +13,7 @@ from gradalign.sketch.capture.rows.followed import Call, flat
 from gradalign.sketch.capture.rows.tags import CONSTANT, FREE, Followed, Lost, Tag, moved, spread_out, together
 
 __all__ = [
+    "cut",
     "interleaved",
     "joined",
     "repeated",
@@ -38,6 +39,17 @@ def viewed(call: Call) -> Any:
     if key and tag.stable:
         call.memo[key] = tag, found
     return found
+
+
+def cut(at: int, default: int | None, *names: str) -> Callable[[Call], Any]:
+    """Pieces along an axis, which are views of it."""
+
+    def rule(call: Call) -> Any:
+        tag = call.tag(call.args[0])
+        across = isinstance(tag, Followed) and set(tag.axes) & set(call.dims(at, default, *names))
+        return viewed(call) if across else tag
+
+    return rule
 
 
 def reshaped(call: Call) -> Tag:

@@ -18,7 +18,6 @@ from gradalign.sketch.capture.rows.elements import (
     along_last,
     batch_normed,
     constant,
-    cut,
     element_losses,
     in_place,
     padded,
@@ -42,7 +41,7 @@ from gradalign.sketch.capture.rows.indexing import (
     scattered,
     set_at,
 )
-from gradalign.sketch.capture.rows.layouts import interleaved, joined, repeated, reshaped, stacked, viewed
+from gradalign.sketch.capture.rows.layouts import cut, interleaved, joined, repeated, reshaped, stacked, viewed
 
 __all__ = ["RULES", "Rule", "rule_of"]
 

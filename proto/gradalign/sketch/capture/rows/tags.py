@@ -94,7 +94,7 @@ def together(ids: Tensor, axes: Sequence[int], source: Followed, *, view: bool =
     kept = []
     for at in reversed(range(ids.ndim)):
         one: Tensor | None = None
-        if ids.shape[at] == 1 or (ids.numel() and ids.stride(at) == 0):
+        if ids.shape[at] == 1 or (ids.shape[at] and ids.stride(at) == 0):
             one = ids.narrow(at, 0, 1)
         elif ids.numel() and not (view and ids.ndim):
             most = ids.amax(at, keepdim=True)
