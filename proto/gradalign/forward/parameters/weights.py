@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from gradalign.errors import DirectionError
 from gradalign.forward.parameters.shards import Shard
 
-__all__ = ["Weights", "check_masters", "resharder"]
+__all__ = ["NARROW", "Weights", "check_masters", "narrow_gathers", "resharder"]
+
+NARROW: Final = (torch.bfloat16, torch.float16)
 
 
 class Weights:
@@ -116,7 +118,7 @@ def _current(shard: Shard) -> Tensor:
 
 def resharder(model: nn.Module | None) -> Callable[[], None]:
     """What makes FSDP2 gather its shards anew: parts of a model that it leaves whole after a forward hide a move."""
-    modules: list[Any] = [m for m in model.modules() if _is_fsdp2(m)] if model is not None else []
+    modules = _fsdp2_modules(model)
 
     def reshard() -> None:
         for module in modules:
@@ -125,8 +127,17 @@ def resharder(model: nn.Module | None) -> Callable[[], None]:
     return reshard
 
 
-def _is_fsdp2(module: nn.Module) -> bool:
-    return any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)
+def narrow_gathers(model: nn.Module | None, shards: Sequence[Shard]) -> torch.dtype | None:
+    """The 16-bit dtype in which FSDP2 gathers weights; None if it gathers none, or wider."""
+    modules = _fsdp2_modules(model)
+    dtypes = [module._get_fsdp_state()._mp_policy.param_dtype for module in modules]
+    dtypes += [shard.weight.dtype for shard in shards if modules and shard.spread is not None]
+    return next((dtype for dtype in dtypes if dtype in NARROW), None)
+
+
+def _fsdp2_modules(model: nn.Module | None) -> list[Any]:
+    modules = [] if model is None else model.modules()
+    return [m for m in modules if any(kind.__name__ == "FSDPModule" for kind in type(m).__mro__)]
 
 
 def check_masters(masters: Mapping[str, Tensor], shards: Sequence[Shard]) -> None:

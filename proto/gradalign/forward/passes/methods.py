@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradalign.errors import DirectionError
 from gradalign.forward.parameters.shards import Shard
 from gradalign.forward.parameters.vector import Vector
-from gradalign.forward.parameters.weights import Weights
+from gradalign.forward.parameters.weights import NARROW, Weights, narrow_gathers
 from gradalign.forward.passes.batches import checked_logprobs
 from gradalign.forward.passes.differences import Move, central, halves, one_sided
 from gradalign.forward.passes.float32 import Widened
@@ -24,7 +24,6 @@ __all__ = ["NARROW", "Method", "Methods"]
 
 Method: TypeAlias = Literal["one-sided", "central", "forward-ad", "float32"]
 
-NARROW: Final = (torch.bfloat16, torch.float16)
 _BASE_MAY_DIFFER: Final = 0.05
 
 
@@ -119,6 +118,8 @@ class Methods:
     @contextmanager
     def _moving(self, method: Method) -> Iterator[Move]:
         """Gives what moves the weights along the unit vector; in float32, those of 16 bits only as they are used."""
+        if method == "float32":
+            self._check_gathers()
         parts: list[Tensor | None] = list(self._vector.parts)
         used: dict[int, Callable[[], Tensor]] = {}
         distance = [0.0]
@@ -135,6 +136,15 @@ class Methods:
                 move(distance[0])
 
             yield unit
+
+    def _check_gathers(self) -> None:
+        """Refuse float32 where FSDP2 writes the weights into buffers of 16 bits, which it made before this mode."""
+        dtype = narrow_gathers(self._model, self._shards)
+        if dtype is not None:
+            raise DirectionError(
+                f"method 'float32' cannot widen weights that FSDP2 gathers in {dtype}; take method='central' with "
+                "target=0.1, or shards of float32 and a MixedPrecisionPolicy without param_dtype."
+            )
 
     def _as_used(self, shard: Shard, part: Tensor, distance: Sequence[float]) -> Callable[[], Tensor]:
         origin = self._masters.get(shard.part.name, shard.weight)
