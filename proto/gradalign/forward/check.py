@@ -22,6 +22,9 @@ __all__ = ["Band", "Check", "best_check", "fidelity", "vector_products"]
 
 _HOLDS: Final = 0.99
 """The least fidelity of a method that is taken without trying the next."""
+_STEADY: Final = 0.9999
+"""The fidelity from which on noise does not explain a quotient that is off by more than `_STEADY_BAND`."""
+_STEADY_BAND: Final = (0.95, 1.05)
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Band:
     def judge(self, check: Check) -> None:
         """Warn of a quotient that is off, and raise DirectionError for one that is far off."""
         if self.warn[0] <= check.quotient <= self.warn[1]:
+            _judge_steady(check)
             return
         text = (
             f"by method {check.method!r} the products of the validation rows add up to {check.quotient:.3f} |v| and not to "
@@ -84,6 +88,18 @@ class Band:
         """Whether a quotient needs no warning and the fidelity, where known, is at least so much."""
         inside = self.warn[0] <= check.quotient <= self.warn[1]
         return inside and (check.fidelity is None or check.fidelity >= least)
+
+
+def _judge_steady(check: Check) -> None:
+    """Warn of products that no noise explains, and that do not add up: those of another function than v's."""
+    if (check.fidelity or 0.0) >= _STEADY and not _STEADY_BAND[0] <= check.quotient <= _STEADY_BAND[1]:
+        warnings.warn(
+            f"by method {check.method!r} the products of the validation rows add up to {check.quotient:.3f} |v| and not to "
+            f"|v|, though they are steady (fidelity {check.fidelity:.5f}). Either rows, weights or masks are not quite "
+            "those of the batch that v is the gradient of; or the model cuts its own gradient, by detach() or no_grad() "
+            "around weights, and products of forward passes are of the whole derivative.",
+            stacklevel=5,
+        )
 
 
 def fidelity(ahead: Sequence[Tensor], behind: Sequence[Tensor], *, both: bool, spread: Any) -> float:

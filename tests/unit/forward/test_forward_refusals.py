@@ -189,6 +189,33 @@ def test_sums_that_are_off_are_warned_of():
     assert direction.quotient == pytest.approx(1.2, abs=0.01)
 
 
+class Cut(nn.Module):
+    """Two steps of one layer, the first of which lets no gradient through, as some recurrent models have it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens, self.layer, self.head = nn.Embedding(11, 6), nn.Linear(6, 6), nn.Linear(6, 11)
+        self.double()
+
+    def logprobs(self, ids):
+        x = self.tokens(ids[:, :-1])
+        with torch.no_grad():
+            x = x + self.layer(x).tanh()
+        return self.head(x + self.layer(x).tanh()).log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+
+
+def test_a_model_that_cuts_its_gradient_is_warned_of():
+    model, random = Cut(), torch.Generator().manual_seed(1)
+    ids, weights = torch.randint(11, (8, 6), generator=random), torch.randn(8, generator=random).double()
+    (-weights @ model.logprobs(ids).sum(1)).backward()
+    direction = Direction(model, method="central", target=0.005)
+    direction.take()
+    with pytest.warns(UserWarning, match=r"though they are steady .* the model cuts its own gradient"):
+        check = direction.check(model.logprobs, ids, weights, torch.ones(8, 5, dtype=torch.bool))
+    assert 1.05 < check.quotient < 1.1
+
+
 def test_check_after_a_step_is_refused(model_and_direction):
     model, direction = model_and_direction
     with torch.no_grad():
