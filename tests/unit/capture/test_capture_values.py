@@ -179,6 +179,10 @@ REFUSED = {
         lambda m, x: batch(torch.baddbmm(m.square[:3, None], experts(x), m.bank, alpha=2)),
         r"square is used by torch\.baddbmm",
     ),
+    "a bias of a product of activations": (
+        lambda m, x: torch.baddbmm(m.row.expand(ROWS, 1, -1), x.mT, x),
+        r"row is used by torch\.baddbmm",
+    ),
     "a bias for each token": (
         lambda m, x: torch.baddbmm(m.square[:, :LENGTH].expand(ROWS, -1, -1), x[:, :WIDTH], x.mT @ x),
         r"square is used by torch\.baddbmm",

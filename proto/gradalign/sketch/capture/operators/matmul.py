@@ -117,8 +117,9 @@ def _repeated(tracker: Tracker, func: Any, one: Tensor, other: Tensor) -> Tensor
 
 def _baddbmm(tracker: Tracker, func: Any, args: _Args, kwargs: _Kwargs) -> Tensor:
     """A batch of products with weights, and a bias for each of them, [E, 1, O]."""
-    if len(args) != 3 or kwargs or args[0].ndim != 3 or args[0].shape[1] != 1:
-        raise refused(tracker, func, next(a for a in args if tracker.find(a) is not None))
+    weighs = any(tracker.find(a) is not None for a in args[1:])
+    if len(args) != 3 or kwargs or not weighs or args[0].ndim != 3 or args[0].shape[1] != 1:
+        raise refused(tracker, func, next(a for a in (*args, *kwargs.values()) if tracker.find(a) is not None))
     (bias,) = in_autocast(tracker, args[0])
     out = _bmm(tracker, func, args[1:], kwargs)
     return _first_two(tracker, elementwise(tracker, _T.add, (_first_two(tracker, out), _first_two(tracker, bias)), {}))
