@@ -28,36 +28,6 @@ def tiny(kind: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float32,
     return model.eval()
 
 
-# Values of the attributes that make a default configuration large, whichever of them a type has.
-_SMALL = {
-    **SIZES, "head_dim": 8, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 48, "ffn_dim": 48, "d_model": 32,
-    "decoder_layers": 2, "encoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "n_positions": 64,
-    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
-    "shared_expert_intermediate_size": 16, "n_group": 1, "topk_group": 1, "q_lora_rank": 8, "kv_lora_rank": 8,
-    "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "index_topk": 8, "index_n_heads": 2, "index_head_dim": 8,
-    "state_size": 8, "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_ssm": 64,
-    "ssm_state_size": 8, "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 1, "chunk_size": 8, "mamba_chunk_size": 8,
-    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-    "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64, "lru_width": 32, "attention_hidden_size": 32,
-    "num_heads": 4, "num_layers": 2, "d_ff": 48, "d_kv": 8, "embedding_size": 32, "rotary_dim": 8, "sliding_window": 8,
-    "num_kv_shared_layers": 0, "time_step_rank": 4, "expand": 2, "first_k_dense_replace": 1, "n_heads": 4, "n_layers": 2,
-    "global_head_dim": 8, "num_global_key_value_heads": 2, "max_seq_len": 64,
-}  # fmt: skip
-
-
-def shrunken(config):
-    """The configuration with small values, in place; also those inside it."""
-    for name, value in _SMALL.items():
-        if isinstance(getattr(config, name, None), int) and not isinstance(getattr(config, name), bool):
-            setattr(config, name, value)
-    for name, value in list(vars(config).items()):
-        if isinstance(value, list) and name in ("layer_types", "layers_block_type", "mlp_layer_types", "block_types"):
-            setattr(config, name, [*value[:1], *value[-1:]])
-        elif hasattr(value, "to_dict"):
-            shrunken(value)
-    return config
-
-
 class Batch(dict):
     """Rows of tokens with their completions' log-probs: `batch.logprobs(model)`.
 
