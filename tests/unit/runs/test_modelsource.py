@@ -88,6 +88,15 @@ def test_a_folder_that_another_process_wrote_first_is_kept(tmp_path):
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
+def test_whoever_may_read_new_folders_may_read_a_model(tmp_path):
+    (tmp_path / "new").mkdir()
+    allowed = (tmp_path / "new").stat().st_mode
+    tokenizer = byte_tokenizer()
+    folder = save_once(tmp_path / "cache/model", tiny_model(tokenizer, seed=0), tokenizer)
+    assert folder.stat().st_mode == allowed
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {allowed & 0o666}
+
+
 def test_a_byte_model_has_the_size_asked_for(tmp_path):
     folder = model_source(bytes_config(tmp_path, width=32, layers=3))
     model, _ = load_policy(folder, device=torch.device("cpu"))

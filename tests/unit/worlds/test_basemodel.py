@@ -40,6 +40,20 @@ def test_the_same_settings_give_the_same_weights(tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_the_number_of_threads_changes_no_weight(tmp_path):
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(weights(base_model(tmp_path / str(threads), BaseTraining(steps=2))))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    one, other = found
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_training_teaches_the_form_of_the_answers():
     problems = make_world("clean", seed=0, pool=1, heldout=64).heldout
     fresh, taught = (

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from gradalign_trainer.worlds.arithmetic import CHARACTERS, SKILLS, TARGET, noisy_answer
-from gradalign_trainer.worlds.supervised import padded_batch, save_once, train_supervised
+from gradalign_trainer.worlds.supervised import one_thread, padded_batch, save_once, train_supervised
 from gradalign_trainer.worlds.tinymodel import character_tokenizer, tiny_model
 
 __all__ = ["BaseTraining", "base_model", "train_base"]
@@ -56,7 +56,7 @@ def train_base(
     settings: BaseTraining,
     progress: Callable[[int], None] = lambda done: None,  # noqa: ARG005
 ) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
-    """Train the base model from scratch; the same settings give the same weights.
+    """Train the base model from scratch; the same settings give the same weights, whatever number of threads torch has.
 
     Args:
         settings: how.
@@ -65,13 +65,14 @@ def train_base(
     tokenizer = character_tokenizer(CHARACTERS)
     model = tiny_model(tokenizer, seed=settings.seed, positions=64)
     rng = random.Random(f"base/{settings.seed}")
-    train_supervised(
-        model,
-        lambda: _corpus_batch(settings.batch, tokenizer, rng),
-        steps=settings.steps,
-        learning_rate=settings.learning_rate,
-        progress=progress,
-    )
+    with one_thread():
+        train_supervised(
+            model,
+            lambda: _corpus_batch(settings.batch, tokenizer, rng),
+            steps=settings.steps,
+            learning_rate=settings.learning_rate,
+            progress=progress,
+        )
     return model, tokenizer
 
 

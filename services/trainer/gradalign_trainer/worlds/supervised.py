@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,10 +14,24 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["IGNORED", "padded_batch", "save_once", "train_supervised"]
+__all__ = ["IGNORED", "one_thread", "padded_batch", "save_once", "train_supervised"]
 
 IGNORED = -100
 """Target of a token that is not learned from: the prompt's, and padding."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread inside: the order of its sums, and so the weights, are then the same on every machine.
+
+    For tiny models, which more threads do not make faster: beside a busy core they wait for each other.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def padded_batch(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int) -> tuple[Tensor, Tensor]:
@@ -73,13 +88,20 @@ def train_supervised(
 
 
 def save_once(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
-    """Write a model in Hugging Face form, whole or not at all; a folder that another process wrote meanwhile is kept."""
+    """Write a model in Hugging Face form, whole or not at all; a folder that another process wrote meanwhile is kept.
+
+    Whoever may read new folders of this user may read it, as scorers and trainers often run as different users.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".model-", dir=folder.parent))
+    written = temporary / folder.name
     try:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        os.replace(temporary, folder)
+        written.mkdir()
+        model.save_pretrained(written)
+        tokenizer.save_pretrained(written)
+        for path in written.iterdir():
+            path.chmod(written.stat().st_mode & 0o666)
+        os.replace(written, folder)
     except OSError:
         if not folder.is_dir():
             raise
