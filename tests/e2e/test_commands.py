@@ -111,6 +111,19 @@ def test_train_says_what_is_wrong_with_its_settings(tmp_path):
     assert "Traceback" not in found.stderr
 
 
+def test_settings_are_read_before_torch_is(tmp_path):
+    code = (
+        "import sys; from gradalign.cli import main\n"
+        "sys.argv = ['gradalign', 'train', 'nowhere.toml']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "nowhere.toml" in found.stderr
+    assert found.stdout.split() == ["False", "False"]
+
+
 def demo(rounds, tmp_path):
     """The differences that `gradalign demo` prints, by regime, and all that it says."""
     found = gradalign("demo", "--rounds", rounds, cwd=tmp_path, timeout=1700, HOME=str(tmp_path), HF_HUB_OFFLINE="1")

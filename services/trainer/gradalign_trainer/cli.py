@@ -34,12 +34,14 @@ class TrainCommand:
             GradAlignError: settings, data, checkpoint or scorer do not fit.
         """
         from gradalign_trainer.config.files import load_config
+
+        config = load_config(args.config, args.set)  # before torch and transformers, which take seconds to import
+
         from gradalign_trainer.reporting.progress import RunProgress, show_progress
         from gradalign_trainer.runs.session import run_training
 
         console = Console(stderr=True)
         log_to(console, logging.WARNING if args.quiet else logging.INFO)
-        config = load_config(args.config, args.set)
         with RunProgress(config.rounds, description=config.run_id, console=console) as bars:
             result = run_training(config, resume=args.resume, observers=[bars], progress=show_progress)
         rates = [report.pass_rate for report in result.reports if report.pass_rate is not None]
