@@ -8,6 +8,8 @@ import torch
 from trainkit import ALIGNMENTS, assert_same_weights, problems_of, weights
 
 from gradalign import Client, Projection
+from gradalign.forward import Direction
+from gradalign_trainer.policy.products import ProductMeter
 
 IN_BATCH = {
     "mode": "weight",
@@ -83,3 +85,24 @@ def test_a_kept_gradient_that_is_not_the_scorer_s_begins_anew(scorer, play, run_
 
     play(scorer.url, act=remember, **{**IN_BATCH, "rounds": 3, "exact_alignments": True, "refresh_every": 1})
     assert "The validation gradient begins anew: decay_version is" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["choose", "weight"])
+def test_products_that_do_not_add_up_stop_no_training(scorer, play, run_id, monkeypatch, caplog, mode):
+    taken = []
+    logprobs = ProductMeter._logprobs
+
+    def wrong_for_once(meter, rollouts):
+        return logprobs(meter, rollouts) * (5.0 if len(taken) == 2 else 1.0)
+
+    def counted(direction, **settings):
+        taken.append(1)
+        return take(direction, **settings)
+
+    take = Direction.take
+    monkeypatch.setattr(ProductMeter, "_logprobs", wrong_for_once)
+    monkeypatch.setattr(Direction, "take", counted)
+    result, seen = play(scorer.url, mode=mode, alignment="forward", rounds=3)
+    assert [report.figures["fallback"] for report in seen.reports[1:]] == [0, 1, 0]
+    assert result.reasons.keys() == {"unmeasured"}
+    assert "taken anew" in caplog.text

@@ -18,13 +18,17 @@ from gradalign.forward.passes.batches import MicroBatch
 from gradalign.forward.passes.methods import Method, Methods
 from gradalign.forward.passes.replay import Passes
 
-__all__ = ["Band", "Check", "best_check", "fidelity", "vector_products"]
+__all__ = ["Band", "Check", "best_check", "brief_check", "fidelity", "vector_products"]
 
 _HOLDS: Final = 0.99
 """The least fidelity of a method that is taken without trying the next."""
 _STEADY: Final = 0.9999
 """The fidelity from which on noise does not explain a quotient that is off by more than `_STEADY_BAND`."""
 _STEADY_BAND: Final = (0.95, 1.05)
+_CURVED: Final = 0.02
+"""How far off a quotient is where a shorter step is tried: noise averages out in it, a curvature of log-probs does not."""
+_BRIEF_BAND: Final = (0.95, 1.05)
+"""Where a quotient alone is enough of a check."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class Check:
         quotient: the sum of the products of the validation rows, and of what v carries of an earlier one, over |v|; 1 where
             all is well.
         fidelity: the Pearson correlation to expect between the products of these rows and exact ones, from how far the
-            differences ahead of theta and behind it lie apart; None by forward mode, which takes no difference.
+            differences ahead of theta and behind it lie apart; None by forward mode, which takes no difference, and of a
+            brief check.
         method: that was checked, and with method="auto" is used from now on.
         rms: change of a token's log-prob that the step made, in nats; None by forward mode.
         products: float64 [B] of each micro-batch, of this rank's validation rows.
@@ -140,24 +145,69 @@ def best_check(
         NotImplementedError, RuntimeError, DirectionError: every method failed; the first one's.
     """
     best: Check | None = None
+    fineness = 1.0
     failed: Exception | None = None
     for method in candidates:
-        sides: list[list[Tensor]] = []
-        problem: Exception | None = None
-        try:
-            sides = _sides(method, passes, methods, vector)
-        except (NotImplementedError, RuntimeError, DirectionError) as error:
-            problem = error
-        if sum_over(torch.tensor(float(problem is not None)), rows) > 0:
-            failed = failed or problem or _failed_elsewhere(method)
+        found, finest = _by_best_step(method, passes, methods, vector, rows)
+        if isinstance(found, Exception):
+            failed = failed or found
             continue
-        best = _better(best, _measured(method, sides, methods, vector, rows))
+        if best is None or _promise(found) > _promise(best):
+            best, fineness = found, finest
         if band.holds(best, _HOLDS):
             break
+    methods.step.fineness = fineness
     if best is None:
         assert failed is not None
         raise failed
     return best
+
+
+def _by_best_step(
+    method: Method, passes: Passes, methods: Methods, vector: Vector, rows: Any
+) -> tuple[Check | Exception, float]:
+    """The check of a method and the fineness of its step: shorter ones are tried for as long as they promise more."""
+    step = methods.step
+    step.fineness = fineness = 1.0
+    best = _check(method, passes, methods, vector, rows)
+    while isinstance(best, Check) and _curved(best) and step.refine():
+        finer = _check(method, passes, methods, vector, rows)
+        if isinstance(finer, Exception) or _promise(finer) <= _promise(best):
+            break
+        best, fineness = finer, step.fineness
+    return best, fineness
+
+
+def _check(method: Method, passes: Passes, methods: Methods, vector: Vector, rows: Any) -> Check | Exception:
+    """The check of a method by the step as it is, or why there is none; on all ranks alike."""
+    sides: list[list[Tensor]] = []
+    problem: Exception | None = None
+    try:
+        sides = _sides(method, passes, methods, vector)
+    except (NotImplementedError, RuntimeError, DirectionError) as error:
+        problem = error
+    if sum_over(torch.tensor(float(problem is not None)), rows) > 0:
+        return problem or _failed_elsewhere(method)
+    return _measured(method, sides, methods, vector, rows)
+
+
+def _curved(check: Check) -> bool:
+    """Whether a shorter step would make the products truer."""
+    return check.fidelity is not None and abs(check.quotient - 1) > _CURVED
+
+
+def brief_check(
+    method: Method, passes: Passes, methods: Methods, vector: Vector, *, rows: Any, verify: bool
+) -> Check | None:
+    """The check of a method by its quotient alone, at the price of its products; None where more has to be looked at.
+
+    Arguments are as in `best_check`; `verify` as in `Methods.slopes`.
+    """
+    products = vector_products(passes.given, methods.slopes(method, passes, verify=verify), vector)
+    quotient = _quotient(products, vector, rows)
+    if not _BRIEF_BAND[0] <= quotient <= _BRIEF_BAND[1]:
+        return None
+    return Check(quotient, None, method, None if method == "forward-ad" else methods.rms, products)
 
 
 def _sides(method: Method, passes: Passes, methods: Methods, vector: Vector) -> list[list[Tensor]]:
@@ -193,11 +243,6 @@ def vector_products(given: Sequence[MicroBatch], slopes: Sequence[Tensor], vecto
 def _quotient(products: Sequence[Tensor], vector: Vector, rows: Any) -> float:
     total = torch.stack([p.sum().cpu() for p in products]).sum() if products else torch.zeros((), dtype=torch.float64)
     return (float(sum_over(total, rows)) + vector.carried) / (vector.expected + vector.carried)
-
-
-def _better(one: Check | None, other: Check) -> Check:
-    """The check that promises more."""
-    return other if one is None or _promise(other) > _promise(one) else one
 
 
 def _promise(check: Check) -> float:

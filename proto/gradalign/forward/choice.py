@@ -42,6 +42,7 @@ class MethodChoice:
         self._asked, self._whole = asked, whole
         self._verify_every, self._takes = verify_every, 0
         self._found: Method | None = None
+        self._settled: Method | None = None
         self._narrow = self._trusts = self._looked = False
 
     def begin(self, *, narrow: bool) -> None:
@@ -52,8 +53,18 @@ class MethodChoice:
 
     def settle(self, method: Method) -> None:
         """A check found that a method holds; it saw the given log-probs too, where the method takes them."""
-        self._found = method
+        self._found = self._settled = method
         self._trusts |= method == "one-sided"
+
+    def brief(self, given: Sequence[MicroBatch]) -> Method | None:
+        """The method that the last check found to hold, where these batches have what it takes; None before a check."""
+        missing = self._settled == "one-sided" and _differences(given)[0] != "one-sided"
+        return None if missing else self._settled
+
+    @property
+    def verifies(self) -> bool:
+        """Whether given log-probs are to be compared with a pass of their own."""
+        return not self._trusts
 
     def watches(self) -> bool:
         """Whether passes are to say that they run under autocast, which is not known yet and would matter."""
@@ -91,16 +102,16 @@ class MethodChoice:
             logger.info("No forward-mode derivatives of this model (%s); the products' passes run in float32.", error)
             return self._by("float32", passes, methods)
 
-    def state(self) -> tuple[int, Method | None, bool, bool, bool]:
+    def state(self) -> tuple[int, Method | None, bool, bool, bool, Method | None]:
         """As `restore` takes it."""
-        return self._takes, self._found, self._narrow, self._trusts, self._looked
+        return self._takes, self._found, self._narrow, self._trusts, self._looked, self._settled
 
     def restore(self, state: Sequence[Any]) -> None:
         """Go on from what `state` gave."""
-        self._takes, self._found, self._narrow, self._trusts, self._looked = state
+        self._takes, self._found, self._narrow, self._trusts, self._looked, self._settled = state
 
     def _by(self, method: Method, passes: Passes, methods: Methods) -> list[Tensor]:
-        slopes = methods.slopes(method, passes, verify=not self._trusts)
+        slopes = methods.slopes(method, passes, verify=self.verifies)
         self._trusts |= method == "one-sided"
         return slopes
 

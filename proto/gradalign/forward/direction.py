@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from gradalign.errors import DirectionError
-from gradalign.forward.check import Band, Check, best_check, vector_products
+from gradalign.forward.check import Band, Check, best_check, brief_check, vector_products
 from gradalign.forward.choice import MethodChoice
 from gradalign.forward.norms import HeadTap
 from gradalign.forward.parameters.shards import LocalParameters, Shard, engine_shards, model_shards, widest_mesh
@@ -144,6 +144,7 @@ class Direction:
         return {
             **vector_state(self._vector, self._shards()),
             "step": self._step.size,
+            "fineness": self._step.fineness,
             "methods": self._choice.state(),
         }
 
@@ -157,7 +158,7 @@ class Direction:
             return
         shards = self._shards()
         self._vector, self.checked = vector_of_state(state, shards, offload=self._offload), None
-        self._step = Step(self._target, state["step"], self._sharers(shards))
+        self._step = Step(self._target, state["step"], self._sharers(shards), state["fineness"])
         self._choice.restore(state["methods"])
 
     @property
@@ -264,20 +265,25 @@ class Direction:
         *,
         logprobs_at: Tensor | None = None,
         index: Tensor | None = None,
+        brief: bool = False,
     ) -> Check:
         """Take the products of the validation batch itself, which must add up to |v|.
 
-        Costs three passes, more where the first method does not hold. All ranks that share shards or rows call this
-        together. With method="auto" the cheapest that holds is used from now on, until the next `take`.
+        Costs three passes, more where the first method or step does not hold. All ranks that share shards or rows call
+        this together. With method="auto" the cheapest that holds is used from now on, until the next `take`.
 
-        Arguments are as in `products`, of the rows whose loss v is the gradient of: all of them, over the ranks.
+        Arguments are as in `products`, of the rows whose loss v is the gradient of: all of them, over the ranks; and:
+
+        Args:
+            brief: look at the quotient alone, by the method and the step that the last check found, at the price of the
+                products. Where it is off by more than 5%, or nothing was checked before, the check is a whole one.
 
         Raises:
             DirectionError: the sum is far off; the weights have changed since `take`; or as `products`.
         """
-        return self.check_of(logprobs, [MicroBatch(batch, weights, mask, logprobs_at, index)])
+        return self.check_of(logprobs, [MicroBatch(batch, weights, mask, logprobs_at, index)], brief=brief)
 
-    def check_of(self, logprobs: LogProbs, micro_batches: Sequence[MicroBatch]) -> Check:
+    def check_of(self, logprobs: LogProbs, micro_batches: Sequence[MicroBatch], *, brief: bool = False) -> Check:
         """As `check`, of several micro-batches that v is the gradient of the sum of."""
         vector, shards = self._taken()
         if vector.stale(shards):
@@ -288,11 +294,16 @@ class Direction:
         given = [checked(batch) for batch in micro_batches]
         passes, methods = self._passes(logprobs, given, shards), self._methods(vector, shards)
         rows = self._spread(shards)
-        best = best_check(self._choice.candidates(given), passes, methods, vector, rows=rows, band=self._band)
-        self._band.judge(best)
-        self.checked = best
-        self._choice.settle(best.method)
-        return best
+        found: Check | None = None
+        settled = self._choice.brief(given) if brief else None
+        if settled is not None:
+            found = brief_check(settled, passes, methods, vector, rows=rows, verify=self._choice.verifies)
+        if found is None:
+            found = best_check(self._choice.candidates(given), passes, methods, vector, rows=rows, band=self._band)
+            self._band.judge(found)
+        self.checked = found
+        self._choice.settle(found.method)
+        return found
 
     def _taken(self) -> tuple[Vector, list[Shard]]:
         if self._vector is None:

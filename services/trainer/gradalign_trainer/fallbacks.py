@@ -8,21 +8,22 @@ from typing import Self
 
 from gradalign_trainer.numerals import counted
 
-__all__ = ["AWAY", "NO_SIGNAL", "UNFIT", "WORDS", "Fallbacks"]
+__all__ = ["AWAY", "NO_SIGNAL", "UNFIT", "UNMEASURED", "WORDS", "Fallbacks"]
 
-REASONS = AWAY, NO_SIGNAL, UNFIT = "away", "no_signal", "unfit"
+REASONS = AWAY, NO_SIGNAL, UNFIT, UNMEASURED = "away", "no_signal", "unfit", "unmeasured"
 UNKNOWN = "unknown"
 
 WORDS: Mapping[str, str] = {
     AWAY: "the scorer was away",
     NO_SIGNAL: "no validation problem had a signal",
     UNFIT: "the scorer held no validation gradient that fits",
+    UNMEASURED: "products along the validation gradient did not hold their self-check",
     UNKNOWN: "counted before reasons were kept",
 }
 
 
 class Fallbacks(Counter[str]):
-    """How often a ranking was wanted and there was none, by why: `AWAY`, `NO_SIGNAL`, `UNFIT`, or `UNKNOWN`."""
+    """How often a ranking was wanted and there was none, by why: one of `REASONS`, or `UNKNOWN`."""
 
     @classmethod
     def of(cls, total: int, reasons: Mapping[str, int]) -> Self:
@@ -46,5 +47,5 @@ class Fallbacks(Counter[str]):
         return f"{counted(self.total(), one, many)} {did} ({reasons})"
 
     def figures(self) -> dict[str, float]:
-        """By name: `fallbacks`, and `fallbacks_away`, `fallbacks_no_signal` and `fallbacks_unfit`."""
+        """By name: `fallbacks`, and of each of `REASONS` one as `fallbacks_away`."""
         return {"fallbacks": float(self.total())} | {f"fallbacks_{why}": float(self[why]) for why in REASONS}

@@ -30,6 +30,7 @@ def test_figures_and_checkpoints_keep_the_reasons():
         "fallbacks_away": 2.0,
         "fallbacks_no_signal": 1.0,
         "fallbacks_unfit": 0.0,
+        "fallbacks_unmeasured": 0.0,
     }
     assert Fallbacks.from_figures(kept.figures()).told() == kept.told()
     assert Fallbacks.of(3, dict(kept)).told() == kept.told()

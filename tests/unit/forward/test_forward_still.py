@@ -154,7 +154,7 @@ def test_inside_an_autocast_region_no_cast_of_before_is_used(method):
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
             logprobs_of(model)(batch)
-        direction._step.target = 0.02
+        direction._step._coarsest = 0.02
         found = direction.products(logprobs_of(model), batch, batch.weights, batch.mask)
         with torch.no_grad():
             after = logprobs_of(model)(batch)

@@ -36,6 +36,9 @@ class Methods:
         vector: v.
         step: chooses h.
         masters, synchronize, offload: as `Weights` takes them.
+
+    Attributes:
+        step: as given.
     """
 
     def __init__(
@@ -49,13 +52,13 @@ class Methods:
         synchronize: Callable[[], None],
         offload: bool,
     ) -> None:
-        self._model, self._shards, self._vector, self._step = model, shards, vector, step
+        self._model, self._shards, self._vector, self.step = model, shards, vector, step
         self._masters, self._synchronize, self._offload = masters, synchronize, offload
 
     @property
     def rms(self) -> float:
         """The change of a token's log-prob that the last step made, in nats."""
-        return self._step.rms
+        return self.step.rms
 
     def slopes(self, method: Method, passes: Passes, *, verify: bool) -> list[Tensor]:
         """Slopes, float64 [B, T] a micro-batch.
@@ -70,15 +73,15 @@ class Methods:
         if method == "one-sided":
             base = self.base(passes, verify=verify)
             with self._moving(method) as move:
-                return one_sided(passes, move, self._step, base)
+                return one_sided(passes, move, self.step, base)
         with self._moving(method) as move:
-            return central(passes, move, self._step)
+            return central(passes, move, self.step)
 
     def sides(self, method: Method, passes: Passes) -> tuple[list[Tensor], list[Tensor]]:
         """Slopes by differences ahead of theta and behind it."""
         with self._moving(method) as move:
             base = self.base(passes, verify=True) if method == "one-sided" else passes()
-            return halves(passes, move, self._step, base)
+            return halves(passes, move, self.step, base)
 
     def base(self, passes: Passes, *, verify: bool) -> list[Tensor]:
         """The given log-probs at theta.
@@ -89,14 +92,14 @@ class Methods:
         given = [checked_logprobs(g.logprobs_at, g, "logprobs_at") for g in passes.given]
         if verify:
             changes = [own.double() - b.to(own.device).double() for own, b in zip(passes(), given, strict=True)]
-            rms = self._step.rms_of(changes, passes.given) or 0.0
-            if rms > _BASE_MAY_DIFFER * self._step.target:
+            rms = self.step.rms_of(changes, passes.given) or 0.0
+            if rms > _BASE_MAY_DIFFER * self.step.target:
                 raise (
                     random_base()
                     if passes.drew
                     else DirectionError(
                         f"logprobs_at differs from logprobs(batch) at these weights by {rms:.3g} nats a token (rms), "
-                        f"where the step is to change it by {self._step.target}. Give what this same function gave at "
+                        f"where the step is to change it by {self.step.target}. Give what this same function gave at "
                         "these weights, not what the generator or an older policy did; or leave it out, for two passes."
                     )
                 )

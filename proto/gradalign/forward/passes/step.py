@@ -17,6 +17,7 @@ __all__ = ["Step"]
 _TRIES = 6
 _FACTOR = 2.0
 _GROWTH = 100.0
+_FINER, _FINEST = 8.0, 64.0
 
 
 class Step:
@@ -30,12 +31,26 @@ class Step:
     Attributes:
         size: the next h.
         rms: the change that the last h made.
+        fineness: what the target is divided by: a power of 8, at most 64. Where a few tokens change by far more than the
+            others, log-probs curve over a step whose mean change is small.
     """
 
-    def __init__(self, target: float, first: float, spread: Any) -> None:
-        self.target, self.size, self.spread = target, first, spread
+    def __init__(self, target: float, first: float, spread: Any, fineness: float = 1.0) -> None:
+        self._coarsest, self.size, self.spread, self.fineness = target, first, spread, fineness
         self.rms = 0.0
         self._tries, self._first = 0, first
+
+    @property
+    def target(self) -> float:
+        """The root mean square that is aimed at now, in nats a token."""
+        return self._coarsest / self.fineness
+
+    def refine(self) -> bool:
+        """Aim at a change of an eighth; False where the step is the finest already."""
+        if self.fineness >= _FINEST:
+            return False
+        self.fineness *= _FINER
+        return True
 
     def fits(self, changes: Sequence[Tensor], given: Sequence[MicroBatch]) -> bool:
         """Whether h made a change near the target; it is adapted for the next try or batch in any case.

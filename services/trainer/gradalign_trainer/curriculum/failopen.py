@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from gradalign import Client
-from gradalign.errors import NotFound, UnavailableError, ValidationMismatch, ValidationMissing
+from gradalign.errors import DirectionError, NotFound, UnavailableError, ValidationMismatch, ValidationMissing
 from gradalign.wire.projection import Projection
 from gradalign.wire.replies import Ranking, RefreshReply
 from gradalign_trainer.curriculum.measured import Gradients
-from gradalign_trainer.fallbacks import AWAY, NO_SIGNAL, UNFIT, WORDS, Fallbacks
+from gradalign_trainer.fallbacks import AWAY, NO_SIGNAL, UNFIT, UNMEASURED, WORDS, Fallbacks
 
 __all__ = ["FailOpen"]
 
@@ -64,6 +64,11 @@ class FailOpen(ABC):
         why = AWAY if self._away else self._no_validation
         self.reasons[why] += 1
         return WORDS[why]
+
+    def unmeasured(self, error: DirectionError) -> None:
+        """No gradients could be measured: a new validation gradient has to be sent before anything is scored."""
+        logger.warning("No products can be taken along the validation gradient, which is taken anew: %s", error)
+        self.needs_validation, self._no_validation = self.wants_validation, UNMEASURED
 
     def snapshot(self, name: str) -> str | None:
         """Keep the curriculum under a name; the name, or None where it could not be kept."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from gradalign import DirectionError
 from gradalign.forward import Direction, MicroBatch
 from gradalign.sketch.parameters.names import trainable_parameters
 from gradalign_trainer.config.training import TrainConfig
@@ -24,7 +25,7 @@ __all__ = ["ProductMeter"]
 logger = logging.getLogger(__name__)
 
 CHECK_EVERY = 16
-"""Validation gradients between two self-checks that measure the noise of products too; their sum is looked at each time."""
+"""Validation gradients between two whole self-checks, which measure the noise of products too; the others are brief."""
 
 
 class ProductMeter:
@@ -37,7 +38,7 @@ class ProductMeter:
 
     def __init__(self, config: TrainConfig, model: PreTrainedModel) -> None:
         self._config, self._model = config, model
-        self._direction = Direction(model, verify_every=CHECK_EVERY)
+        self._direction = self._new_direction()
         self._version: int | None = None
         self._taken = 0
         self.fresh: FreshGradient | None = None
@@ -64,6 +65,9 @@ class ProductMeter:
         """Make the direction of the validation problems' gradient, and take their own products with it.
 
         Where no problem has a signal, the direction stays as it was.
+
+        Raises:
+            DirectionError: the products do not hold their self-check; there is no direction then.
         """
         signal = scored.signal
         if not bool(signal.any()):
@@ -79,7 +83,11 @@ class ProductMeter:
             gradient = {name: parameter.grad for name, parameter in named if parameter.grad is not None}
             self.fresh = FreshGradient(gradient, 1.0, float(shares[signal].sum()), int(signal.sum()))
         self._model.zero_grad(set_to_none=True)
-        found = self._own_products(scored, advance, shares / scored.rollouts.tokens)
+        try:
+            found = self._own_products(scored, advance, shares / scored.rollouts.tokens)
+        except DirectionError:
+            self._direction, self._version, self.fresh = self._new_direction(), None, None
+            raise
         carried = self._direction.carried if self._config.validation_decay else None
         return _measured(scored, found, length=length, carried=carried)
 
@@ -101,6 +109,9 @@ class ProductMeter:
             self._version, direction, self._taken = state
             self._direction.load_state_dict(direction)
 
+    def _new_direction(self) -> Direction:
+        return Direction(self._model, verify_every=CHECK_EVERY)
+
     def _backward(self, scored: ScoredRollouts, shares: Tensor) -> None:
         """Leave the gradient of the weighted losses in `.grad`."""
         self._model.zero_grad(set_to_none=True)
@@ -109,14 +120,14 @@ class ProductMeter:
             (losses * shares[part]).sum().backward()
 
     def _own_products(self, scored: ScoredRollouts, advance: Advance, per_token: Tensor) -> Tensor:
-        """Products of the validation problems: out of a self-check, or as those of candidates."""
+        """Products of the validation problems, out of the self-check that they are."""
+        brief = self._taken % CHECK_EVERY != 0
         self._taken += 1
-        if self._taken % CHECK_EVERY != 1:
-            return self._products(scored, advance, per_token)
-        check = self._direction.check_of(self._logprobs, self._batches(scored, per_token))
+        check = self._direction.check_of(self._logprobs, self._batches(scored, per_token), brief=brief)
         advance(len(scored.problems))
-        fidelity = "" if check.fidelity is None else f", correlation with exact ones about {check.fidelity:.4f}"
-        logger.info("Products by method %s: they add up to %.3f |v|%s.", check.method, check.quotient, fidelity)
+        if check.fidelity is not None or not brief:
+            fidelity = "" if check.fidelity is None else f", correlation with exact ones about {check.fidelity:.4f}"
+            logger.info("Products by method %s: they add up to %.3f |v|%s.", check.method, check.quotient, fidelity)
         return _spread(scored, check.products)
 
     def _products(self, scored: ScoredRollouts, advance: Advance, per_token: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
+from gradalign.errors import DirectionError
 from gradalign_trainer.curriculum.curriculum import Choice
 from gradalign_trainer.grpo.rollouts import ScoredRollouts
 from gradalign_trainer.problems import Problem
@@ -41,8 +42,11 @@ def _choose(shop: Workshop, pool: Sequence[Problem], count: int) -> Choice:
         return shop.curriculum.choose_at_random(ids, count, round_number=shop.round_number)
     shop.observer.stage("score", len(pool))
     scored = shop.rollouts(pool, shop.config.group_size, "pool", 0)
-    measured = shop.policy.meter.candidates(scored, shop.observer.advance)
+    measured = shop.measured(lambda: shop.policy.meter.candidates(scored, shop.observer.advance))
     version = shop.policy.version
+    if measured is None:
+        ids = [problem.problem_id for problem in pool]
+        return shop.curriculum.choose_at_random(ids, count, round_number=shop.round_number)
     return shop.curriculum.choose(measured, count, policy_version=version, round_number=shop.round_number)
 
 
@@ -51,6 +55,10 @@ def _update(shop: Workshop, scored: ScoredRollouts) -> float:
     if not shop.config.score_updates or not shop.curriculum.adaptive:
         return shop.policy.update(scored)
     version = shop.policy.version
-    norm, measured = shop.policy.update_and_measure(scored)
+    try:
+        norm, measured = shop.policy.update_and_measure(scored)
+    except DirectionError as error:  # products come before the step
+        shop.curriculum.unmeasured(error)
+        return shop.policy.update(scored)
     shop.curriculum.record(measured, policy_version=version)
     return norm

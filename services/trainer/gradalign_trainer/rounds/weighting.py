@@ -56,7 +56,9 @@ def _weigh(shop: Workshop, scored: ScoredRollouts) -> Choice:
     ids = [problem.problem_id for problem in scored.problems]
     if shop.curriculum.needs_validation or not shop.curriculum.reachable():
         return shop.curriculum.choose_at_random(ids, len(ids), round_number=shop.round_number)
-    measured = shop.policy.meter.candidates(scored)
+    measured = shop.measured(lambda: shop.policy.meter.candidates(scored))
+    if measured is None:
+        return shop.curriculum.choose_at_random(ids, len(ids), round_number=shop.round_number)
     if shop.features is not None:
         measured = measured.with_features(shop.features.rows(ids))
     version = shop.policy.version

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
-from gradalign.errors import GradAlignError, ValidationMismatch
+from gradalign.errors import DirectionError, GradAlignError, ValidationMismatch
 from gradalign.wire.replies import Ranking
 from gradalign_trainer.config.training import TrainConfig
 from gradalign_trainer.curriculum.curriculum import Choice, Curriculum
@@ -76,8 +76,21 @@ class Workshop:
             problems = self._validation_now()
             self.observer.stage("validation", len(problems))
             scored = self.rollouts(problems, self.config.validation_rollouts, "validation", 0)
-            self._send_validation(self.policy.meter.validation(scored, self.observer.advance))
+            measured = self.measured(lambda: self.policy.meter.validation(scored, self.observer.advance))
+            if measured is not None:
+                self._send_validation(measured)
         return not curriculum.needs_validation
+
+    def measured(self, measure: Callable[[], Gradients]) -> Gradients | None:
+        """What the meter finds; None where no products can be taken, or none that hold their self-check.
+
+        Then no validation gradient is held any more: the round goes on without a ranking, and the next takes a new one.
+        """
+        try:
+            return measure()
+        except DirectionError as error:
+            self.curriculum.unmeasured(error)
+            return None
 
     def _validation_now(self) -> list[Problem]:
         """The trusted problems whose turn it is."""
