@@ -59,6 +59,7 @@ class ScoreFields(TypedDict, total=False):
     norms_kind: str | None
     rollout_weights: bool | None
     shrink_weights: bool | None
+    discount: float | None
     request_id: str | None
 
 
@@ -83,6 +84,7 @@ class SelectFields(TypedDict, total=False):
 
     problem_ids: Sequence[str] | None
     features: Any
+    strategy: str | None
     half_life: float
     exploration: float
     cooldown: int

@@ -10,6 +10,7 @@ import msgpack
 
 from gradalign.errors import InvalidValue, MalformedRequest, UnsupportedMediaType
 from gradalign.wire.messages import MAX_PROBLEMS, RefreshRequest, ScoreRequest
+from gradalign.wire.rows import without_bin
 
 __all__ = [
     "JSON",
@@ -49,7 +50,7 @@ Sketched = TypeVar("Sketched", ScoreRequest, RefreshRequest)
 def encode_request(request: ScoreRequest | RefreshRequest) -> list[bytes | memoryview]:
     """The body of a request as consecutive parts: header and bin prefix in one, then the sketches, not copied.
 
-    A request with products is its header alone.
+    A request without sketches is its header alone.
     """
     if request.sketches is None:
         return [msgpack.packb(request.header())]
@@ -73,7 +74,7 @@ def split_body(body: memoryview) -> tuple[Any, memoryview]:
 
     Raises:
         MalformedRequest: not a header map followed by exactly one bin that ends with the body; behind a header with
-            `products` the bin may be missing.
+            `products`, or with `pass_rates` and no `projection`, the bin may be missing.
     """
     split = _split(body, len(body))
     assert split is not None
@@ -89,11 +90,11 @@ def _split(body: memoryview, arrived: int) -> tuple[Any, memoryview] | None:
         return None
     header, start = found
     if len(body) <= start:
-        if isinstance(header, Mapping) and header.get("products") is not None:
+        if without_bin(header):
             return header, body[start:]
         raise MalformedRequest(
             f"the body ends after its header, at byte {start}; expected a msgpack bin with the sketches behind it, or "
-            "products in it."
+            "products in it, or pass_rates and rollouts without a projection."
         )
     width = _BIN_LENGTH_BYTES.get(body[start])
     if width is None:

@@ -24,10 +24,13 @@ from gradalign.wire.rows import MAX_PROBLEMS, NORMS_KINDS, Header, RowsRequest, 
 
 __all__ = [
     "AGGREGATIONS",
+    "DISCOUNT",
     "GRADIENT_STRATEGIES",
     "MAX_POOL",
     "MAX_PROBLEMS",
     "NORMS_KINDS",
+    "PASS_RATE_STRATEGIES",
+    "SELECT_STRATEGIES",
     "SKETCH_STRATEGIES",
     "STRATEGIES",
     "RefreshRequest",
@@ -47,11 +50,18 @@ STRATEGIES = (
     "random",
     "diverse",
     "shrunken",
+    "posterior",
 )
 SKETCH_STRATEGIES = tuple(name for name in STRATEGIES if name != "shrunken")
 """Those of a run of sketches, which tell nothing of single rollouts."""
 GRADIENT_STRATEGIES = ("learnalign", "diverse", "norm")
 """Those that products alone do not do for: they compare candidates with one another, or need norms of gradients."""
+PASS_RATE_STRATEGIES = ("accgreedy", "accuracy_band", "random", "posterior")
+"""Those of a run of pass rates, which has no gradients."""
+SELECT_STRATEGIES = ("posterior",)
+"""What a /select may name in place of the stored priorities."""
+DISCOUNT = 0.5
+"""Of beliefs, where a request names none: that of the recipe for Countdown which the authors of MoPPS publish."""
 AGGREGATIONS = ("pooled", "mean", "normalized")
 MAX_POOL = 1_000_000
 
@@ -63,25 +73,27 @@ class ScoreRequest(RowsRequest):
     Attributes:
         run_id: the training job.
         policy_version: which weights the gradients were taken at.
-        projection: how the sketches were made. None: the request has products.
+        projection: how the sketches were made. None: the request has no sketches.
         problem_ids: distinct ids; row i of the sketches, or group i of the products, is problem i.
-        sketches: [problems, dim]. None: the request has products.
+        sketches: [problems, dim]. None: the request has products, or pass rates alone.
         products: of each rollout's share of its problem's gradient with the unit validation gradient of `products_version`:
             a list for each problem, of 1 to 4096 numbers, which add up to the problem's product. A problem with NaN or Inf
-            among them is left out. None: the request has sketches.
+            among them is left out. None: the request has sketches, or pass rates alone.
         products_version: the validation version of `products`; must be the current one.
         norms: gradient norms: exact ones, before projection; with products of the kind `norms_kind`. None: the sketches' own
             norms are used; with products none are, and problems are ranked by their products.
         norms_kind: of `norms`, with products: `exact`, which makes alignments cosines, or `head`, norms of the gradient of
             the model's head alone. None: `exact`.
-        rollouts: group size per problem.
+        rollouts: group size per problem; needed where a belief is kept.
         tokens: response tokens per problem.
         request_id: makes a retry exactly-once. None: a repeated request is applied again.
         epoch: fencing token; lower than one the run has seen is refused. None: not fenced.
         dots: exact products of each gradient with the unit validation gradient of `dots_version`.
         dots_version: the validation version of `dots`; must be the current one.
-        pass_rates: mean reward of each group, in [0, 1]. None: strategies that need it are refused.
-        strategy: one of STRATEGIES. None: the run's, which is the one last named, `cosine` at first.
+        pass_rates: mean reward of each group, in [0, 1]. None: strategies that need it are refused. A request with these and
+            `rollouts` and neither sketches nor products is one of a run of pass rates, which takes no gradient.
+        strategy: one of STRATEGIES, in a run of pass rates of PASS_RATE_STRATEGIES. None: the run's, which is the one last
+            named, at first `cosine`, or `posterior` in a run of pass rates.
         select: mark the best n of this request as selected. None: mark none.
         features: what is known of each problem before it is tried, [problems, 1 to 64], each with a spread of about 1: the
             run learns to predict from them how good a problem is, for weights and for `/select`. One width in a run. None:
@@ -89,6 +101,9 @@ class ScoreRequest(RowsRequest):
         rollout_weights: with products: whether the reply has a weight for each rollout too. None: it has not.
         shrink_weights: with products: whether weights come of alignments shrunken by their standard errors. None: of the
             alignments as they are.
+        discount: in [0, 1]; keep a belief about each problem's success rate, a Beta distribution, in which earlier rollouts
+            count this much once newer ones come. None: in a run of pass rates, and with the strategy `posterior`, DISCOUNT;
+            else no belief is kept.
     """
 
     dots: list[float] | None = None
@@ -100,6 +115,7 @@ class ScoreRequest(RowsRequest):
     products_version: int | None = None
     rollout_weights: bool | None = None
     shrink_weights: bool | None = None
+    discount: float | None = None
 
     only_sketches: ClassVar[tuple[str, ...]] = (*RowsRequest.only_sketches, "dots", "dots_version")
     only_products: ClassVar[tuple[str, ...]] = (
@@ -108,6 +124,13 @@ class ScoreRequest(RowsRequest):
         "rollout_weights",
         "shrink_weights",
     )
+    only_gradients: ClassVar[tuple[str, ...]] = (*RowsRequest.only_gradients, "features")
+
+    @property
+    def kind(self) -> str:
+        """`sketches`, `products` or `pass_rates`."""
+        alone = self.sketches is None and self.projection is None and self.products is None
+        return "pass_rates" if alone and self.pass_rates is not None else super().kind
 
     def __post_init__(self) -> None:
         for name in ("rollout_weights", "shrink_weights"):
@@ -125,10 +148,34 @@ class ScoreRequest(RowsRequest):
             replace_value(self, "dots_version", check_int("dots_version", self.dots_version))
         if self.strategy is not None:
             check_one_of("strategy", self.strategy, STRATEGIES)
+        self._check_belief()
         if self.select is not None:
             replace_value(self, "select", check_int("select", self.select))
         if self.features is not None:
             replace_value(self, "features", check_features("features", self.features, count=len(self.problem_ids)))
+
+    def _check_belief(self) -> None:
+        if self.kind == "pass_rates" and self.strategy not in (None, *PASS_RATE_STRATEGIES):
+            raise InvalidValue(
+                f"strategy {self.strategy!r} ranks by gradients, and pass_rates alone were sent; use one of "
+                f"{', '.join(PASS_RATE_STRATEGIES)}, or send sketches or products, in a run of their own.",
+                param="strategy",
+            )
+        if self.discount is not None:
+            replace_value(self, "discount", check_number("discount", self.discount, low=0.0, high=1.0))
+        reasons = {
+            "pass_rates were sent without sketches or products": self.kind == "pass_rates",
+            "discount was sent": self.discount is not None,
+            "strategy is 'posterior'": self.strategy == "posterior",
+        }
+        why = next((words for words, holds in reasons.items() if holds), None)
+        missing = next((name for name in ("pass_rates", "rollouts") if getattr(self, name) is None), None)
+        if why and missing:
+            raise InvalidValue(
+                f"{why}, and {missing} is missing; a belief about success rates needs the mean reward of each group "
+                "(pass_rates) and how many rollouts it is of (rollouts). Send both.",
+                param=missing,
+            )
 
     def _checked_version(self) -> int:
         if self.products_version is None:
@@ -209,12 +256,14 @@ class SelectRequest(Header):
         problem_ids: pick among these only; ids never scored may be among them. None: all problems ever scored.
         features: of `problem_ids`, as in `ScoreRequest`: pick what is expected to be best from its scores and its features,
             under one Thompson draw, instead of by stored priorities.
-        half_life: staleness, in policy versions, at which a score has shrunk half-way to the run's mean. Not used with
-            `features`.
-        exploration: share of the picks, in [0, 1], that goes to problems never scored or longest unscored; with `features`,
-            to problems drawn uniformly.
+        strategy: `posterior`: pick by success rates, under one Thompson draw from the beliefs that the run keeps of them.
+            None: that where it is the strategy of the run's /score and no features are sent; else by stored priorities.
+        half_life: staleness, in policy versions, at which a score has shrunk half-way to the run's mean, and the rollouts
+            behind a belief count half. Not used with `features`.
+        exploration: share of the picks, in [0, 1], that goes to problems never scored or longest unscored; with `features`
+            or `posterior`, to problems drawn uniformly.
         cooldown: a problem picked less than this many policy versions ago is picked only when no other is left.
-        seed: seed of the exploration; the same request on the same state picks the same problems.
+        seed: seed of the draws; the same request on the same state picks the same problems.
         request_id: makes a retry exactly-once.
         epoch: fencing token.
     """
@@ -230,6 +279,7 @@ class SelectRequest(Header):
     seed: int = 0
     request_id: str | None = None
     epoch: int | None = None
+    strategy: str | None = None
 
     required: ClassVar[tuple[str, ...]] = ("run_id", "policy_version", "count")
 
@@ -245,6 +295,13 @@ class SelectRequest(Header):
                     "features were sent without problem_ids; send the ids of their rows.", param="problem_ids"
                 )
             replace_value(self, "features", check_features("features", self.features, count=len(self.problem_ids)))
+        if self.strategy is not None:
+            check_one_of("strategy", self.strategy, SELECT_STRATEGIES)
+            if self.features is not None:
+                raise InvalidValue(
+                    f"features were sent with strategy {self.strategy!r}, which picks by pass rates alone; send one of them.",
+                    param="features",
+                )
         replace_value(self, "half_life", check_number("half_life", self.half_life, low=1e-6))
         replace_value(self, "exploration", check_number("exploration", self.exploration, low=0.0, high=1.0))
         if self.request_id is not None:

@@ -79,8 +79,9 @@ class Ranking(_Reply):
         alignments: with the validation gradient, in the unit that `alignment_kind` names; None for all where the run holds
             no validation.
         weights: share of its gradient that each group should keep when training on all of them, in [0, 1].
-        norms: gradient norms, exact where they were sent; None where only products were.
+        norms: gradient norms, exact where they were sent; None where only products or pass rates were.
         no_signal: problems whose sketch, or all of whose products, are zero (all rollouts had the same reward): alignment 0.
+            Of pass rates: those of 0 and of 1.
         selected: the best `select` of this request.
         rejected: rows left out, each with a reason.
         reliability: expected Pearson correlation of sketched with exact alignments, in [0, 1]; 1 with `dots`; None
@@ -88,7 +89,8 @@ class Ranking(_Reply):
         advised_dim: the dim at which `reliability` would reach 0.95, where it is below 0.9; else None.
         request_id: as sent.
         alignment_kind: `cosine`, in [-1, 1]; of products without norms `product`, in the unit of the gradients; of products
-            with norms of the head's gradient `head`, their quotient, which ranks like a cosine and may be beyond 1.
+            with norms of the head's gradient `head`, their quotient, which ranks like a cosine and may be beyond 1. None of
+            pass rates, which have no alignments.
         standard_errors: by how much each alignment would differ with fresh rollouts, from the spread of its rollouts'
             products; None for a problem with one rollout, and for all where sketches were sent.
         rollout_reliability: expected Pearson correlation of this ranking's alignments with those of fresh rollouts, in
@@ -113,7 +115,7 @@ class Ranking(_Reply):
     reliability: float | None = None
     advised_dim: int | None = None
     request_id: str | None = None
-    alignment_kind: str = "cosine"
+    alignment_kind: str | None = "cosine"
     standard_errors: list[float | None] | None = None
     rollout_reliability: float | None = None
     rollout_weights: list[list[float]] | None = None
@@ -164,7 +166,8 @@ class Selection(_Reply):
         run_id: the training job.
         policy_version: as sent.
         selected: the picked problems, best first.
-        priorities: the shrunken priority of each; None for a problem never scored.
+        priorities: the shrunken priority of each, None for a problem never scored; with `posterior`, the share of groups
+            with a signal at the rate that was drawn.
         explored: those of `selected` that the exploration share picked.
         request_id: as sent.
     """
@@ -199,7 +202,7 @@ class RunState(_Reply):
         run_id: the training job.
         epoch: highest fencing token seen.
         policy_version: highest policy version seen.
-        projection: the run's projection map; None in a run of products.
+        projection: the run's projection map; None in a run of products or pass rates.
         strategy: the default of a /score that names none.
         validation_version: current validation version; 0 before the first.
         validation_policy_version: the policy it was taken at.
@@ -211,8 +214,8 @@ class RunState(_Reply):
         created_at: Unix time in seconds.
         updated_at: Unix time in seconds.
         warnings: the most pressing first; none for a run that nobody has written to for a day.
-        kind: of the run's rows: `sketches` or `products`.
-        alignment_kind: of the run's alignments, as in `Ranking`; None before a run of products has any.
+        kind: of the run's rows: `sketches`, `products` or `pass_rates`.
+        alignment_kind: of the run's alignments, as in `Ranking`; None before a run of products has any, and of pass rates.
         products_quotient: of the current validation gradient, as in `RefreshReply`.
         rollout_reliability: of the last scored request that had one.
     """
@@ -255,6 +258,8 @@ class ProblemState(_Reply):
         times_selected: how often it was marked or picked.
         pass_rate: as last sent; None where never sent.
         history: oldest first, the last few `{policy_version, alignment}`; only in `GET /runs/{run}/problems/{id}`.
+        belief: `[alpha, beta]` of the Beta distribution that is believed of its success rate, as it was last renewed; only
+            there too. None where no belief is kept.
     """
 
     problem_id: str
@@ -265,6 +270,7 @@ class ProblemState(_Reply):
     times_selected: int
     pass_rate: float | None
     history: list[dict[str, Any]] = field(default_factory=list)
+    belief: list[float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What requests share: a header map, and with it a row for each problem, its sketch or the products of its rollouts."""
+"""What requests share: a header map, and with it a row for each problem: its sketch, the products of its rollouts, or neither."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gradalign.wire.checks import (
 from gradalign.wire.matrix import DTYPES, SketchMatrix
 from gradalign.wire.projection import Projection
 
-__all__ = ["MAX_PROBLEMS", "NORMS_KINDS", "Header", "RowsRequest", "replace_value"]
+__all__ = ["MAX_PROBLEMS", "NORMS_KINDS", "Header", "RowsRequest", "replace_value", "without_bin"]
 
 MAX_PROBLEMS = 4096
 NORMS_KINDS = ("exact", "head")
@@ -79,6 +79,7 @@ class RowsRequest(Header):
     required: ClassVar[tuple[str, ...]] = ("run_id", "policy_version", "problem_ids")
     only_sketches: ClassVar[tuple[str, ...]] = ("projection", "sketches")
     only_products: ClassVar[tuple[str, ...]] = ("norms_kind",)
+    only_gradients: ClassVar[tuple[str, ...]] = ("norms",)
 
     def __post_init__(self) -> None:
         check_name("run_id", self.run_id)
@@ -92,9 +93,9 @@ class RowsRequest(Header):
         if self.epoch is not None:
             replace_value(self, "epoch", check_int("epoch", self.epoch))
         self._check_kind()
-        if self.products is None:
+        if self.kind == "sketches":
             self._check_sketches()
-        else:
+        elif self.kind == "products":
             replace_value(self, "products", check_products("products", self.products, count=len(self.problem_ids)))
             self._check_norms_kind()
 
@@ -105,16 +106,27 @@ class RowsRequest(Header):
             replace_value(self, name, check_numbers(name, value, count=count, low=low, high=high, integers=integers))
 
     def _check_kind(self) -> None:
-        """A request has sketches or products, and only keys that go with its kind."""
+        """A request has sketches or products or neither, and only keys that go with its kind."""
         if self.sketches is not None and self.products is not None:
             raise InvalidValue(
                 "both sketches and products were sent; expected one of them. Send the kind that the run has.",
                 param="products",
             )
-        strangers = self.only_products if self.products is None else self.only_sketches
-        for name in strangers:
+        for name in self._strangers(self.kind):
             if getattr(self, name) is not None:
-                raise _of_other_kind(name, self.kind)
+                raise _of_other_kind(name, self.kind, *self._homes(name))
+
+    @classmethod
+    def _strangers(cls, kind: str) -> tuple[str, ...]:
+        """Keys that do not go with a kind."""
+        if kind == "sketches":
+            return cls.only_products
+        return cls.only_sketches if kind == "products" else cls.only_gradients + cls.only_sketches + cls.only_products
+
+    @classmethod
+    def _homes(cls, name: str) -> tuple[str, ...]:
+        """The kinds that a key goes with."""
+        return tuple(kind for kind in ("sketches", "products") if name not in cls._strangers(kind))
 
     def _check_sketches(self) -> None:
         if self.sketches is None or self.projection is None:
@@ -140,7 +152,7 @@ class RowsRequest(Header):
 
     @property
     def kind(self) -> str:
-        """`products` or `sketches`."""
+        """`products` or `sketches`; of a /score without either, `pass_rates`."""
         return "sketches" if self.products is None else "products"
 
     def header(self) -> dict[str, Any]:
@@ -158,19 +170,20 @@ class RowsRequest(Header):
 
         Args:
             header: the decoded header map.
-            data: the bytes of the bin; empty for a request with products.
+            data: the bytes of the bin; empty for a request without sketches.
 
         Raises:
             InvalidValue: naming the key, what was given and what was expected.
         """
-        if _has_products(header):
+        kind = without_bin(header)
+        if kind and not (kind == "pass_rates" and len(data)):
             if len(data):
                 raise InvalidValue(
                     f"products were sent and a bin of {len(data)} bytes behind the header; expected an empty bin or none. "
                     "Send the kind that the run has.",
                     param="products",
                 )
-            return cls._of_products(header)
+            return cls._of_header(header, kind)
         values = cls._values(header, also=("projection", "dtype"), optional=("scales",))
         projection = Projection.from_map(values["projection"])
         ids = check_distinct_ids("problem_ids", values["problem_ids"], most=MAX_PROBLEMS)
@@ -181,8 +194,9 @@ class RowsRequest(Header):
     @classmethod
     def from_json(cls, body: Any) -> Self:
         """A request from a decoded JSON body, whose `sketches` are lists of numbers; of `dtype` only `int8` counts."""
-        if _has_products(_mapping(body)):
-            return cls._of_products({key: value for key, value in body.items() if value is not None})
+        kind = without_bin(_mapping(body))
+        if kind and not (kind == "pass_rates" and body.get("sketches") is not None):
+            return cls._of_header({key: value for key, value in body.items() if value is not None}, kind)
         also = ("projection",) if "sketches" in body else ()
         header = {key: value for key, value in body.items() if key not in ("sketches", "dtype", "scales")}
         values = cls._values(header, also=also)
@@ -196,10 +210,10 @@ class RowsRequest(Header):
         return cls(**{**values, "projection": projection, "sketches": _json_matrix(body)})
 
     @classmethod
-    def _of_products(cls, header: Mapping[str, Any]) -> Self:
+    def _of_header(cls, header: Mapping[str, Any], kind: str) -> Self:
         for name in (*cls.only_sketches, "dtype", "scales"):
             if header.get(name) is not None:
-                raise _of_other_kind(name, "products")
+                raise _of_other_kind(name, kind, "sketches")
         return cls(**cls._values({key: value for key, value in header.items() if key not in ("dtype", "scales")}))
 
 
@@ -208,10 +222,10 @@ def replace_value(message: object, name: str, value: object) -> None:
     object.__setattr__(message, name, value)
 
 
-def _of_other_kind(name: str, kind: str) -> InvalidValue:
-    other = "products" if kind == "sketches" else "sketches"
-    advice = f"leave it out, or send {other} instead of {kind}"
-    return InvalidValue(f"{name} was sent with {kind}, and goes with {other} only; {advice}.", param=name)
+def _of_other_kind(name: str, kind: str, *homes: str) -> InvalidValue:
+    with_what = "pass_rates alone" if kind == "pass_rates" else kind
+    advice = f"leave it out, or send {' or '.join(homes)} instead of {with_what}"
+    return InvalidValue(f"{name} was sent with {with_what}, and goes with {' or '.join(homes)} only; {advice}.", param=name)
 
 
 def _json_matrix(body: Mapping[str, Any]) -> SketchMatrix:
@@ -227,8 +241,14 @@ def _json_matrix(body: Mapping[str, Any]) -> SketchMatrix:
     )
 
 
-def _has_products(header: Any) -> bool:
-    return isinstance(header, Mapping) and header.get("products") is not None
+def without_bin(header: Any) -> str | None:
+    """The kind of a request whose header says that no sketches belong to it, `products` or `pass_rates`; else None."""
+    if not isinstance(header, Mapping):
+        return None
+    if header.get("products") is not None:
+        return "products"
+    of_rates = header.get("pass_rates") is not None and all(header.get(name) is None for name in ("projection", "dtype"))
+    return "pass_rates" if of_rates else None
 
 
 def _mapping(body: Any) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from gradalign_scorer.ranking.reliability import (
     shrunken_alignments,
     with_norms,
 )
-from gradalign_scorer.ranking.scoring import Evidence, Scored, evidence_weights, ranked, rejected_rows
+from gradalign_scorer.ranking.scoring import Evidence, Scored, evidence_weights, ranked, rejected_rows, signal_chances
 from gradalign_scorer.ranking.strategies import Candidates
 
 __all__ = ["PRODUCTS_NOT_FINITE", "alignment_kind", "score_products"]
@@ -31,7 +31,7 @@ _MOST_EVIDENCE = 1e6
 
 
 def alignment_kind(request: ScoreRequest) -> str:
-    """What the alignments of a request are: `cosine`, `product` or `head`, as `Ranking` says."""
+    """What the alignments of a request with gradients are: `cosine`, `product` or `head`, as `Ranking` says."""
     if request.products is None or (request.norms is not None and request.norms_kind != "head"):
         return "cosine"
     return "product" if request.norms is None else "head"
@@ -52,7 +52,7 @@ def score_products(request: ScoreRequest, strategy: str, scale: float, evidence:
     """
     kind = alignment_kind(request)
     columns = _columns(request, kind)
-    candidates = _candidates(request, strategy, columns)
+    candidates = _candidates(request, strategy, columns, evidence)
     order, priorities = ranked(candidates, strategy)
     unit = scale if kind == "product" else 1.0
     counted = columns.shrunken if request.shrink_weights else columns.alignments
@@ -114,7 +114,7 @@ def _columns(request: ScoreRequest, kind: str) -> _Columns:
     return _Columns(rollouts, norms, kept, alignments, errors, shrunken, signal)
 
 
-def _candidates(request: ScoreRequest, strategy: str, columns: _Columns) -> Candidates:
+def _candidates(request: ScoreRequest, strategy: str, columns: _Columns, evidence: Evidence) -> Candidates:
     kept, norms = columns.kept, columns.given_norms
     none_known = len(kept) > 0 and bool(np.isnan(columns.errors).all())
     return Candidates(
@@ -128,6 +128,7 @@ def _candidates(request: ScoreRequest, strategy: str, columns: _Columns) -> Cand
         cosines=partial(_without_sketches, strategy),
         products=columns.rollouts.sums[kept],
         shrunken=None if none_known else columns.shrunken,
+        signal_chances=partial(signal_chances, request, evidence, kept),
     )
 
 

@@ -1,9 +1,10 @@
-"""What the compute thread does for one `POST /score`: from sketches to ranked columns. No state, no input or output."""
+"""What the compute thread does for one `POST /score`: from sketches, or pass rates alone, to ranked columns."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 from gradalign import InvalidValue, RejectedProblem, ScoreRequest, SketchMatrix
+from gradalign.wire.messages import DISCOUNT
+from gradalign_scorer.posterior.beliefs import Beliefs, observations
+from gradalign_scorer.posterior.thompson import expected_signal
 from gradalign_scorer.ranking.aggregation import CANCELLED, pooled_weights
 from gradalign_scorer.ranking.alignment import Products, SketchRows, gram, products, weighted_sum
 from gradalign_scorer.ranking.reliability import RankingNoise, Reliability, reliability
@@ -26,7 +30,9 @@ __all__ = [
     "ranked",
     "rejected_rows",
     "score",
+    "score_rates",
     "score_together",
+    "signal_chances",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -46,6 +52,7 @@ class Evidence:
         predicted: quality that features predict; None where none were sent. Then `sums` and `weights` are of strengths:
             `weighting.quality_weights` says how.
         strength: the alignment to expect of a problem like the validation problems.
+        beliefs: about success rates; None where nothing asks for them, or nothing is known.
     """
 
     sums: Floats
@@ -53,6 +60,7 @@ class Evidence:
     spread: float | None
     predicted: Floats | None = None
     strength: float = 1.0
+    beliefs: Beliefs | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class Scored:
         priorities: [n].
         alignments: [n], or None without a validation gradient.
         weights: [n].
-        norms: [n], or None of products without norms.
+        norms: [n], or None of products without norms, and of pass rates.
         signal: [n]; False for a zero sketch.
         pass_rates: [n], or None where not sent.
         rejected: rows with NaN or Inf.
@@ -163,6 +171,7 @@ def score(
         pass_rates=rates,
         pooled_alignments=lambda: _pooled_alignments(rows, parts, request.tokens, device)[kept],
         cosines=lambda: _cosines(rows, parts, device)[np.ix_(kept, kept)],
+        signal_chances=partial(signal_chances, request, evidence, kept),
     )
     order, priorities = ranked(candidates, strategy)
     weights = evidence_weights(candidates.alignments, signal[kept], evidence, kept)
@@ -180,6 +189,50 @@ def score(
         strength=None if evidence.predicted is None else evidence.strength,
         evidence=aligned,
     )
+
+
+def score_rates(request: ScoreRequest, strategy: str, evidence: Evidence) -> Scored:
+    """Rank the problems of a request by their pass rates alone; a rate of 0 or 1 is no signal.
+
+    Raises:
+        InvalidValue: the strategy needs what only gradients tell.
+    """
+    everything = np.arange(len(request.problem_ids))
+    rates = np.array(request.pass_rates, dtype=np.float64)
+    candidates = Candidates(
+        run_id=request.run_id,
+        policy_version=request.policy_version,
+        ids=request.problem_ids,
+        alignments=None,
+        norms=None,
+        pass_rates=rates,
+        pooled_alignments=lambda: np.zeros(len(rates)),
+        cosines=lambda: np.zeros((len(rates), len(rates))),
+        signal_chances=partial(signal_chances, request, evidence, everything),
+    )
+    order, priorities = ranked(candidates, strategy)
+    signal = ((rates > 0) & (rates < 1))[order]
+    return Scored(
+        ids=[candidates.ids[i] for i in order],
+        priorities=priorities[order],
+        alignments=None,
+        weights=signal.astype(np.float64),
+        norms=None,
+        signal=signal,
+        pass_rates=rates[order],
+        rejected=[],
+        reliability=None,
+    )
+
+
+def signal_chances(request: ScoreRequest, evidence: Evidence, kept: npt.NDArray[np.intp]) -> Floats | None:
+    """The expected chance of a signal of the problems `kept`, with what this request says of them, [kept]."""
+    if request.pass_rates is None or request.rollouts is None:
+        return None
+    held = evidence.beliefs or Beliefs.none(len(request.problem_ids))
+    discount = DISCOUNT if request.discount is None else request.discount
+    renewed = held.observed(observations(request.pass_rates, request.rollouts), discount)
+    return expected_signal(renewed, request.rollouts)[kept]
 
 
 def _sketches(request: ScoreRequest) -> SketchMatrix:

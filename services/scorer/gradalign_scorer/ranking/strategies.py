@@ -35,6 +35,8 @@ class Candidates:
         cosines: gives the cosines of the candidates with one another, [n, n]; 0 without a signal.
         products: with the unit validation gradient, [n]; None of sketches, where they are alignments times norms.
         shrunken: the alignments drawn towards their mean by their standard errors, [n]; None where these are unknown.
+        signal_chances: gives the chance that a group of each problem has a signal, [n], as it is believed now; None where
+            pass rates or group sizes were not sent.
     """
 
     run_id: str
@@ -47,6 +49,7 @@ class Candidates:
     cosines: Callable[[], Floats]
     products: Floats | None = None
     shrunken: Floats | None = None
+    signal_chances: Callable[[], Floats | None] = lambda: None
 
     def lengths(self, strategy: str) -> Floats:
         """The norms, or InvalidValue."""
@@ -268,6 +271,27 @@ class Shrunken:
         return candidates.shrunken
 
 
+class Posterior:
+    """The chance that a group has a signal, E[1 - p^G - (1 - p)^G] under the belief about the problem's success rate p, which
+    all of its pass rates so far make. After MoPPS and ARCUS (`gradalign_scorer.posterior`).
+    """
+
+    name: ClassVar[str] = "posterior"
+    needs_validation: ClassVar[bool] = False
+
+    def priorities(self, candidates: Candidates) -> Floats:
+        """Expected chances, in [0, 1)."""
+        chances = candidates.signal_chances()
+        if chances is None:
+            missing = "pass_rates" if candidates.pass_rates is None else "rollouts"
+            raise InvalidValue(
+                f"strategy {self.name!r} ranks by beliefs about success rates and no {missing} were sent; send the mean reward "
+                "of each group (pass_rates) and how many rollouts it is of (rollouts).",
+                param=missing,
+            )
+        return chances
+
+
 _ALL: tuple[type[Strategy], ...] = (
     Cosine,
     Dot,
@@ -280,5 +304,6 @@ _ALL: tuple[type[Strategy], ...] = (
     Random,
     Diverse,
     Shrunken,
+    Posterior,
 )
 STRATEGIES: Mapping[str, Strategy] = {kind.name: kind() for kind in _ALL}

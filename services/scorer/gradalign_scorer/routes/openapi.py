@@ -62,7 +62,7 @@ _LIMITS: dict[str, Schema] = {
     "strategy": {"enum": list(STRATEGIES)},
     "aggregation": {"enum": list(AGGREGATIONS)},
     "half_life": {"minimum": 1e-6},
-    "decay": {"minimum": 0, "maximum": 1},
+    **dict.fromkeys(("decay", "discount"), {"minimum": 0, "maximum": 1}),
     "scales": {"type": "array", "items": {"type": "number", "minimum": 0, "maximum": LARGEST_SCALE}},
     "features": {"minItems": 1, "items": {"type": "array", "minItems": 1, "maxItems": MAX_FEATURES, "items": _FEATURE}},
     "exploration": {"minimum": 0, "maximum": 1},

@@ -18,6 +18,8 @@ from gradalign import (
     Selection,
     SelectRequest,
 )
+from gradalign.wire.messages import DISCOUNT
+from gradalign_scorer.posterior.beliefs import observations
 from gradalign_scorer.ranking.aggregation import ValidationGradient
 from gradalign_scorer.ranking.predictor import Moments
 from gradalign_scorer.ranking.products import PRODUCTS_NOT_FINITE, alignment_kind
@@ -59,13 +61,29 @@ def score_commit(
         evidence=scored.evidence,
         alignment_kind=None if request.products is None else alignment_kind(request),
         rollout_reliability=scored.noise.reliability if scored.noise else None,
+        of_rates=request.kind == "pass_rates",
         **_evidence(scored),
+        **_observed(request, strategy, scored),
     )
 
 
 def _evidence(scored: Scored) -> dict[str, float]:
     # Where evidence has a strength, what is older is worth less because it is weaker, not because it is older.
     return {} if scored.strength is None else {"strength": scored.strength, "evidence_kept": 0.97}
+
+
+def _observed(request: ScoreRequest, strategy: str, scored: Scored) -> dict[str, Any]:
+    """What is added to the beliefs about success rates, where such are kept."""
+    kept = request.kind == "pass_rates" or request.discount is not None or strategy == "posterior"
+    if not kept or request.rollouts is None or scored.pass_rates is None or not scored.ids:
+        return {}
+    by_id = dict(zip(request.problem_ids, request.rollouts, strict=True))
+    sizes = [by_id[problem_id] for problem_id in scored.ids]
+    return {
+        "observed": observations(scored.pass_rates, sizes),
+        "discount": DISCOUNT if request.discount is None else request.discount,
+        "group_size": int(np.median(sizes)),
+    }
 
 
 def _moments(request: ScoreRequest, scored: Scored) -> Moments | None:
@@ -98,7 +116,7 @@ def _ranking(
         reliability=trust.value if trust else None,
         advised_dim=trust.advised_dim if trust else None,
         request_id=request.request_id,
-        alignment_kind=alignment_kind(request),
+        alignment_kind=None if request.kind == "pass_rates" else alignment_kind(request),
         standard_errors=None if scored.errors is None else [None if np.isnan(e) else e for e in scored.errors.tolist()],
         rollout_reliability=scored.noise.reliability if scored.noise else None,
         rollout_weights=None if scored.rollout_weights is None else [each.tolist() for each in scored.rollout_weights],

@@ -1,5 +1,6 @@
-"""What a problem's quality is expected to be, from its own scores and from those of problems with features like its own.
+"""What to pick by, other than by the priorities that are stored: expected qualities, or beliefs about success rates.
 
+What a problem's quality is expected to be comes from its own scores and from those of problems with features like its own.
 Quality is 1 for problems like the validation problems, 0 for those that have nothing to do with them. Problems never scored
 are judged by problems like them, and those scored often by themselves.
 """
@@ -7,18 +8,21 @@ are judged by problems like them, and those scored often by themselves.
 from __future__ import annotations
 
 import dataclasses
+import zlib
 
 import numpy as np
 import numpy.typing as npt
 
-from gradalign import SelectRequest
+from gradalign import InvalidValue, SelectRequest
+from gradalign_scorer.posterior.beliefs import Beliefs
+from gradalign_scorer.posterior.thompson import drawn_rates, signal_chance
 from gradalign_scorer.ranking.predictor import Moments, Predictor
 from gradalign_scorer.ranking.scoring import Evidence
 from gradalign_scorer.ranking.selection import StoredScores
 from gradalign_scorer.ranking.weighting import prior_weight
-from gradalign_scorer.store import ProblemColumns
+from gradalign_scorer.store import ProblemColumns, RunRecord
 
-__all__ = ["expectations", "stored_scores", "with_predictions"]
+__all__ = ["drawn_worths", "expectations", "picks_by_belief", "stored_scores", "with_predictions"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -31,6 +35,50 @@ def stored_scores(columns: ProblemColumns) -> StoredScores:
         policy_versions=columns.column("policy_version"),
         selected_versions=columns.column("selected_version"),
     )
+
+
+def picks_by_belief(request: SelectRequest, run: RunRecord) -> bool:
+    """Whether a /select picks by beliefs about success rates.
+
+    Raises:
+        InvalidValue: it asks for that and the run keeps none, or it sends features to a run that learns nothing of them.
+    """
+    if request.features is not None:
+        if run.kind == "pass_rates":
+            raise InvalidValue(
+                f"features were sent and run {run.run_id!r} is a run of pass_rates alone, which learns nothing of features; "
+                "leave them out: it picks by its beliefs about success rates.",
+                param="features",
+            )
+        return False
+    if request.strategy == "posterior" and run.group_size is None:
+        raise InvalidValue(
+            f"strategy 'posterior' picks by beliefs about success rates and run {run.run_id!r} keeps none; send discount with "
+            "/score, with pass_rates and rollouts, or pass_rates and rollouts alone, in a run of their own.",
+            param="strategy",
+        )
+    return run.group_size is not None and "posterior" in (request.strategy, run.strategy)
+
+
+def drawn_worths(
+    columns: ProblemColumns, beliefs: Beliefs, request: SelectRequest, group_size: int | None
+) -> StoredScores:
+    """Scores whose priorities are the chances of a signal at rates that are drawn once from the beliefs.
+
+    All are as fresh as the request, so that what is picked for exploration is drawn uniformly.
+
+    Args:
+        columns: what is remembered of the problems, n of them.
+        beliefs: about them.
+        request: its seed and policy version, and its run's name, decide the draw.
+        group_size: rollouts of a group.
+    """
+    scores = stored_scores(columns)
+    faded = beliefs.faded(request.policy_version, request.half_life)
+    key = (request.seed, request.policy_version, zlib.crc32(request.run_id.encode()))
+    worths = signal_chance(drawn_rates(scores.ids, faded, key), group_size or 2)
+    fresh = np.full(len(scores.ids), float(request.policy_version))
+    return dataclasses.replace(scores, priorities=worths, policy_versions=fresh)
 
 
 def with_predictions(evidence: Evidence, moments: Moments | None, features: Floats, strength: float) -> Evidence:

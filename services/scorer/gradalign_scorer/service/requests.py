@@ -24,15 +24,16 @@ from gradalign_scorer.ranking.aggregation import ValidationGradient, aggregate, 
 from gradalign_scorer.ranking.alignment import Products, SketchRows
 from gradalign_scorer.ranking.predictor import Moments
 from gradalign_scorer.ranking.products import alignment_kind, score_products
-from gradalign_scorer.ranking.scoring import Evidence, Scored, Scoring, score, score_together
-from gradalign_scorer.ranking.selection import PickRule, pick
+from gradalign_scorer.ranking.scoring import Evidence, Scored, Scoring, score, score_rates, score_together
+from gradalign_scorer.ranking.selection import PickRule, StoredScores, pick
 from gradalign_scorer.service.engine import Engine
 from gradalign_scorer.service.outcomes import refresh_commit, score_commit, selection_commit
-from gradalign_scorer.service.proposals import expectations, stored_scores, with_predictions
+from gradalign_scorer.service.proposals import drawn_worths, expectations, picks_by_belief, stored_scores, with_predictions
 from gradalign_scorer.service.streaming import arriving_products
 from gradalign_scorer.service.validations import ValidationCache
 from gradalign_scorer.store import (
     Commit,
+    ProblemColumns,
     RunRecord,
     RunStore,
     ValidationRecord,
@@ -104,7 +105,7 @@ class Service:
                 validation = await self._validations.current(run) if run else None
                 _check_version("dots_version", request.dots_version, validation, request.run_id)
                 _check_version("products_version", request.products_version, validation, request.run_id)
-            strategy = request.strategy or (run.strategy if run else "cosine")
+            strategy = request.strategy or (run or RunRecord.begun_by(request)).strategy
             with self._metrics.stage("compute", body):
                 scored, digest = await self._computed(request, strategy, run, validation, body)
             with self._metrics.stage("commit"):
@@ -123,13 +124,15 @@ class Service:
     ) -> tuple[Scored, bytes]:
         """The ranking, and the digest of the body."""
         if request.sketches is None:
-            assert validation is not None
             await body.whole()
-            evidence = await self._evidence(request, run)
-            job = partial(score_products, request, strategy, validation.length, evidence)
+            evidence = await self._evidence(request, run, strategy)
+            job = partial(score_rates, request, strategy, evidence)
+            if request.products is not None:
+                assert validation is not None
+                job = partial(score_products, request, strategy, validation.length, evidence)
             return await asyncio.gather(self.engine.run(job), _digest(request, body))
         vector = None if validation is None else torch.tensor(validation.vector)
-        async with _alongside(self._evidence(request, run)) as loading:
+        async with _alongside(self._evidence(request, run, strategy)) as loading:
             parts = await arriving_products(
                 request.sketches, vector, body, self.engine, digested=request.request_id is not None
             )
@@ -200,11 +203,7 @@ class Service:
                     return stored
                 _check_clock(request.epoch, request.policy_version, run)
                 columns = await self.store.load_problems(request.run_id, request.problem_ids)
-                scores = stored_scores(columns)
-                if request.features is not None:
-                    learned = await self._moments(request.run_id, request.features)
-                    table = np.array(request.features)
-                    scores = await asyncio.to_thread(expectations, columns, table, learned, request, run.spread())
+                scores = await self._scores(request, run, columns)
             rule = PickRule(
                 policy_version=request.policy_version,
                 count=request.count,
@@ -221,6 +220,17 @@ class Service:
                 reply = await self.store.commit_selection(commit)
             self._count(commit)
             return reply
+
+    async def _scores(self, request: SelectRequest, run: RunRecord, columns: ProblemColumns) -> StoredScores:
+        """What to pick by: beliefs, features, or priorities as last ranked."""
+        if picks_by_belief(request, run):
+            beliefs = await self.store.load_beliefs(request.run_id, columns.ids)
+            return await asyncio.to_thread(drawn_worths, columns, beliefs, request, run.group_size)
+        if request.features is None:
+            return stored_scores(columns)
+        learned = await self._moments(request.run_id, request.features)
+        table = np.array(request.features)
+        return await asyncio.to_thread(expectations, columns, table, learned, request, run.spread())
 
     def _count(self, commit: Commit) -> None:
         self._metrics.count_round(commit.record)
@@ -259,14 +269,18 @@ class Service:
         job = partial(decayed, gradient, torch.tensor(base.vector), base.length, request.decay)
         return await self.engine.run(job)
 
-    async def _evidence(self, request: ScoreRequest, run: RunRecord | None) -> Evidence:
+    async def _evidence(self, request: ScoreRequest, run: RunRecord | None, strategy: str) -> Evidence:
         if run is None:
             zeros = np.zeros(len(request.problem_ids))
             return Evidence(zeros, zeros, None)
         columns = await self.store.load_problems(request.run_id, request.problem_ids)
         moments = run.spread()
+        asked = strategy == "posterior" and run.group_size is not None
         evidence = Evidence(
-            columns.column("evidence_sum"), columns.column("evidence_weight"), moments[1] if moments else None
+            columns.column("evidence_sum"),
+            columns.column("evidence_weight"),
+            moments[1] if moments else None,
+            beliefs=await self.store.load_beliefs(request.run_id, request.problem_ids) if asked else None,
         )
         if request.features is None:
             return evidence
@@ -324,7 +338,7 @@ def _check_run(request: ScoreRequest | RefreshRequest, run: RunRecord | None) ->
         return
     _check_clock(request.epoch, request.policy_version, run)
     if run.kind is not None and run.kind != request.kind:
-        raise kind_mismatch(request.kind, request.run_id)
+        raise kind_mismatch(request.kind, run.kind, request.run_id)
     held = run.projection
     if held is not None and request.projection is not None and run.projection_id != request.projection.id:
         raise projection_mismatch(request.projection.to_map(), held)

@@ -1,12 +1,15 @@
--- KEYS: meta, reply, problems, unsorted, validations, rounds, moments.
+-- KEYS: meta, reply, problems, unsorted, validations, rounds, moments, beliefs.
 -- ARGV[2]: a row for each problem; ARGV[3]: the ids, in the order of the rows, a msgpack array; ARGV[4]: moments to add
--- to the run's, doubles, or nothing.
+-- to the run's, doubles, or nothing; ARGV[5]: successes and failures of each problem, doubles, or nothing.
 -- All values are read, computed and only then written, within this script: concurrent writers lose nothing, and a
 -- failure leaves nothing half-written.
 local problems_key, unsorted_key, validations_key, rounds_key = KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local moments_key, moments = KEYS[7], ARGV[4]
+local beliefs_key, observed = KEYS[8], ARGV[5]
 local ROW = '<ffdfBB'
 local ROW_SIZE = struct.size(ROW)
+local COUNTS, BELIEF = '<dd', '<ddd' -- beliefs.py has the same layout
+local COUNTS_SIZE = struct.size(COUNTS)
 
 if request.validation_version > 0 and
   redis.call('HEXISTS', validations_key, whole(request.validation_version)) == 0 then
@@ -57,6 +60,19 @@ for i = 1, #ids do
   if scored == 0 then fresh = fresh + 1 end
 end
 
+local beliefs = {}
+if observed ~= '' then
+  for i, belief in ipairs(read_records(beliefs_key, ids)) do
+    local successes, failures = struct.unpack(COUNTS, observed, (i - 1) * COUNTS_SIZE + 1)
+    if belief then
+      local s, f = struct.unpack(BELIEF, belief)
+      successes, failures = s * request.belief_kept + successes, f * request.belief_kept + failures
+    end
+    beliefs[2 * i - 1] = ids[i]
+    beliefs[2 * i] = struct.pack(BELIEF, successes, failures, request.policy_version)
+  end
+end
+
 begin()
 if request.strategy ~= '' then redis.call('HSET', meta, 'strategy', request.strategy) end
 if request.reliability >= 0 then redis.call('HSET', meta, 'reliability', exact(request.reliability)) end
@@ -72,6 +88,10 @@ if request.spread_weight > 0 then
 end
 if moments ~= '' then redis.call('SET', moments_key, moments) end
 write_pairs('HSET', problems_key, writes)
+if observed ~= '' then
+  write_pairs('HSET', beliefs_key, beliefs)
+  redis.call('HSET', meta, 'group_size', whole(request.group_size))
+end
 if fresh > 0 then redis.call('HINCRBY', meta, 'problems', fresh) end
 if #ids > 0 then redis.call('RPUSH', unsorted_key, ARGV[3]) end
 return finish(rounds_key)

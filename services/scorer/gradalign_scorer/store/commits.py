@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from gradalign import Projection, RoundRecord
 from gradalign_scorer.ranking.predictor import HALF_LIFE, Moments
-from gradalign_scorer.store.records.runs import PRODUCTS
+from gradalign_scorer.store.records.runs import PASS_RATES, PRODUCTS
 from gradalign_scorer.store.records.validations import ValidationRecord
 
 __all__ = ["Commit", "RefreshCommit", "ScoreCommit", "SelectionCommit"]
@@ -74,7 +74,7 @@ class ScoreCommit(Commit):
     """The scores of a request; columns run parallel to `ids`.
 
     Attributes:
-        projection: of the request; None of products.
+        projection: of the request; None of products and pass rates.
         validation_version: that the alignments were computed against; 0 for none.
         strategy: named by the request; None keeps the run's.
         ids: the scored problems, 0 to 4096 of them.
@@ -90,6 +90,10 @@ class ScoreCommit(Commit):
         evidence: float [n], the alignments without a unit, for what a run remembers of them; None: as they are.
         alignment_kind: of the alignments, which stays that of the run; None where they are of sketches.
         rollout_reliability: None keeps the run's.
+        of_rates: whether there is nothing but pass rates, which makes the run one of these.
+        observed: float64 [n, 2], successes and failures to add to the beliefs; None where none is kept.
+        discount: share of its earlier rollouts that each of these beliefs keeps.
+        group_size: rollouts of a group, for what `/select` says a problem is worth.
     """
 
     projection: Projection | None
@@ -108,6 +112,15 @@ class ScoreCommit(Commit):
     evidence: npt.NDArray[np.floating[Any]] | None = None
     alignment_kind: str | None = None
     rollout_reliability: float | None = None
+    of_rates: bool = False
+    observed: npt.NDArray[np.float64] | None = None
+    discount: float = 1.0
+    group_size: int = 0
+
+    @property
+    def kind(self) -> str:
+        """Of the run that it belongs to."""
+        return PASS_RATES if self.of_rates else _kind(self.projection)
 
     def header(self) -> dict[str, Any]:
         """The script's request map."""
@@ -115,7 +128,7 @@ class ScoreCommit(Commit):
         evidence = np.asarray(values[self.signal & np.isfinite(values)], dtype=np.float64)
         return {
             **super().header(),
-            **_projection_fields(self.projection),
+            **_projection_fields(self.kind, self.projection),
             "validation_version": self.validation_version,
             "strategy": self.strategy or "",
             "reliability": _or_minus_one(self.reliability),
@@ -127,13 +140,15 @@ class ScoreCommit(Commit):
             "strength": self.strength,
             "evidence_kept": self.evidence_kept,
             "moments_kept": 1.0 if self.moments is None else 0.5 ** (self.moments.count / HALF_LIFE),
+            "belief_kept": self.discount,
+            "group_size": self.group_size,
         }
 
     def _evidence(self) -> npt.NDArray[np.floating[Any]]:
         return self.alignments if self.evidence is None else self.evidence
 
     def arguments(self) -> Sequence[bytes | str]:
-        """The rows, the ids and the moments."""
+        """The rows, the ids, the moments and what was observed."""
         rows = np.zeros(len(self.ids), dtype=_ROW_DTYPE)
         rows["alignment"], rows["evidence"], rows["priority"] = self.alignments, self._evidence(), self.priorities
         rows["pass_rate"] = np.nan if self.pass_rates is None else self.pass_rates
@@ -141,7 +156,8 @@ class ScoreCommit(Commit):
         assert not np.isnan(rows["priority"]).any(), "a priority is NaN"
         # One argument, since the client packs thousands of them one by one.
         moments = b"" if self.moments is None else self.moments.pack()
-        return (rows.tobytes(), msgpack.packb(self.ids, use_bin_type=False), moments)
+        observed = b"" if self.observed is None else np.ascontiguousarray(self.observed, dtype="<f8").tobytes()
+        return (rows.tobytes(), msgpack.packb(self.ids, use_bin_type=False), moments, observed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +181,16 @@ class RefreshCommit(Commit):
     base: int | None = None
     quotient: float | None = None
 
+    @property
+    def kind(self) -> str:
+        """Of the run that it belongs to."""
+        return _kind(self.projection)
+
     def header(self) -> dict[str, Any]:
         """The script's request map."""
         return {
             **super().header(),
-            **_projection_fields(self.projection),
+            **_projection_fields(self.kind, self.projection),
             "validation_version": self.validation.version,
             "validation_base": -1 if self.base is None else self.base,
             "validation_problems": self.problems,
@@ -201,7 +222,11 @@ def _or_minus_one(value: float | None) -> float:
     return -1.0 if value is None else float(value)
 
 
-def _projection_fields(projection: Projection | None) -> dict[str, Any]:
+def _kind(projection: Projection | None) -> str:
+    return PRODUCTS if projection is None else "sketches"
+
+
+def _projection_fields(kind: str, projection: Projection | None) -> dict[str, Any]:
     if projection is None:
-        return {"projection_id": PRODUCTS, "projection": ""}
+        return {"projection_id": kind, "projection": ""}
     return {"projection_id": projection.id, "projection": json.dumps(projection.to_map())}

@@ -123,6 +123,14 @@ class Connection:
             reply: list[Any] = await self._scripts[name](keys=keys, args=arguments, client=client)
             return reply
 
+    async def fields(self, key: str, names: Sequence[str]) -> list[bytes | None]:
+        """Fields of a hash, in parts, between which other requests are served; None for those that it has not."""
+        found: list[bytes | None] = []
+        for start in range(0, len(names), PART):
+            async with self.guarded():
+                found += await self.client.hmget(key, names[start : start + PART])
+        return found
+
     async def commit(
         self, name: str, keys: Sequence[str], request: Mapping[str, Any], arguments: Sequence[Any]
     ) -> list[Any]:

@@ -23,7 +23,7 @@ if request.policy_version < policy_version then return {'stale_policy', whole(po
 
 local projection = field('projection_id')
 if request.projection_id ~= '' and projection and projection ~= request.projection_id then
-  return {'projection_mismatch', field('projection')}
+  return {'projection_mismatch', field('projection'), projection}
 end
 
 -- Called behind the commit's own checks and before its first write: from here on nothing is refused.

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["RUNS", "SNAPSHOT_PARTS", "RunKeys"]
 
 RUNS = "gradalign:runs"
-SNAPSHOT_PARTS = ("meta", "problems", "priorities", "validations", "rounds", "unsorted", "moments")
+SNAPSHOT_PARTS = ("meta", "problems", "priorities", "validations", "rounds", "unsorted", "moments", "beliefs")
 
 
 class RunKeys:
@@ -19,13 +19,14 @@ class RunKeys:
         rounds: stream of committed requests, entry `{round}-0`.
         unsorted: list of the ids of commits whose problems are still to be put in place in `priorities`, packed.
         moments: packed sums of features and alignments; absent where no features were sent.
+        beliefs: hash, problem id -> packed belief about its success rate; absent where none is kept.
         snapshots: set of snapshot names.
     """
 
     def __init__(self, run_id: str) -> None:
         self._base = f"gradalign:{{{run_id}}}"
         self.meta, self.problems, self.priorities, self.validations, self.rounds, *others = self.parts()
-        self.unsorted, self.moments = others
+        self.unsorted, self.moments, self.beliefs = others
         self.snapshots = f"{self._base}:snapshots"
 
     def parts(self) -> list[str]:

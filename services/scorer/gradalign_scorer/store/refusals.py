@@ -19,6 +19,7 @@ from gradalign import (
 )
 from gradalign_scorer.ranking.predictor import width_of
 from gradalign_scorer.store.commits import Commit, RefreshCommit, ScoreCommit
+from gradalign_scorer.store.records.runs import kind_of
 
 __all__ = [
     "alignment_kind_mismatch",
@@ -78,12 +79,15 @@ def projection_mismatch(sent: dict[str, Any], held: dict[str, Any]) -> Projectio
     )
 
 
-def kind_mismatch(sent: str, run_id: str) -> KindMismatch:
-    """The error for products in a run of sketches, or the reverse."""
-    held = "sketches" if sent == "products" else "products"
+_ALONE = {"pass_rates": "pass_rates alone"}
+
+
+def kind_mismatch(sent: str, held: str, run_id: str) -> KindMismatch:
+    """The error for sketches, products or pass rates alone in a run of another of these."""
+    sending, holding = _ALONE.get(sent, sent), _ALONE.get(held, held)
     return KindMismatch(
-        f"{sent} were sent and run {run_id!r} is a run of {held}; a run is of one kind, since what it remembers is. Send "
-        f"{held}, or begin another run_id with {sent} (or delete this one).",
+        f"{sending} were sent and run {run_id!r} is a run of {holding}; a run is of one kind, since what it remembers is. Send "
+        f"{holding}, or begin another run_id with {sending} (or delete this one).",
         param=sent,
     )
 
@@ -127,7 +131,7 @@ def commit_refusal(status: str, details: list[str], commit: Commit) -> WireError
     """The error for the status word of a commit's script."""
     if status == "projection_mismatch" and isinstance(commit, ScoreCommit | RefreshCommit):
         if commit.projection is None or not details[0]:
-            return kind_mismatch("products" if commit.projection is None else "sketches", commit.run_id)
+            return kind_mismatch(commit.kind, kind_of(details[1]), commit.run_id)
         return projection_mismatch(commit.projection.to_map(), json.loads(details[0]))
     if status == "validation_gone" and isinstance(commit, ScoreCommit):
         return _validation_gone(commit)

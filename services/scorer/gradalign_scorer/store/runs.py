@@ -12,9 +12,10 @@ from typing import Self
 
 from gradalign import NotFound, ProblemPage, ProblemState, RankingOutline, RoundRecord, RunState
 from gradalign.wire.checks import shown
+from gradalign_scorer.posterior.beliefs import Beliefs, parameters
 from gradalign_scorer.ranking.predictor import Moments
 from gradalign_scorer.store.commits import Commit, RefreshCommit, ScoreCommit, SelectionCommit
-from gradalign_scorer.store.connection import REPLY_SECONDS, Connection, Tally
+from gradalign_scorer.store.connection import PART, REPLY_SECONDS, Connection, Tally
 from gradalign_scorer.store.keys import RUNS, RunKeys
 from gradalign_scorer.store.outline import outline
 from gradalign_scorer.store.records.cursors import decode_cursor, encode_cursor
@@ -32,7 +33,6 @@ LIKENESS_SHARE = 0.2
 KEEP_ROUNDS = 10_000
 KEEP_VALIDATIONS = 8
 REPLY_TTL = 24 * 3600
-_PART = 10_000
 _NAMES = 200
 _PING_SECONDS = 2.0
 
@@ -149,18 +149,18 @@ class RunStore:
         """
         key = RunKeys(run_id).problems
         if ids is not None:
-            found: list[bytes | None] = []
-            for start in range(0, len(ids), _PART):
-                async with self._connection.guarded():
-                    found += await self._redis.hmget(key, ids[start : start + _PART])
-            return ProblemColumns.unpack(ids, found)
+            return ProblemColumns.unpack(ids, await self._connection.fields(key, ids))
         records: dict[bytes, bytes] = {}
         cursor = -1
         while cursor != 0:
             async with self._connection.guarded():
-                cursor, part = await self._redis.hscan(key, max(cursor, 0), count=_PART)
+                cursor, part = await self._redis.hscan(key, max(cursor, 0), count=PART)
             records.update(part)  # a scan may show a problem twice
         return ProblemColumns.unpack([i.decode() for i in records], list(records.values()))
+
+    async def load_beliefs(self, run_id: str, ids: Sequence[str]) -> Beliefs:
+        """Beliefs about the success rates of the given problems, in their order."""
+        return Beliefs.unpack(await self._connection.fields(RunKeys(run_id).beliefs, ids))
 
     async def commit_scores(self, commit: ScoreCommit) -> bytes:
         """Store the scores of a request; the reply to send, which a repetition gets from its first commit.
@@ -170,7 +170,7 @@ class RunStore:
                 stored.
         """
         keys = RunKeys(commit.run_id)
-        names = [keys.problems, keys.unsorted, keys.validations, keys.rounds, keys.moments]
+        names = [keys.problems, keys.unsorted, keys.validations, keys.rounds, keys.moments, keys.beliefs]
         reply = await self._commit("commit_scores", names, commit)
         self._sorting.soon(commit.run_id)
         return reply
@@ -291,8 +291,11 @@ class RunStore:
 
     async def problem(self, run_id: str, problem_id: str) -> ProblemState:
         """One problem with its history; NotFound for one never scored or picked."""
-        async with self._connection.guarded():
-            record = await self._redis.hget(RunKeys(run_id).problems, problem_id)
+        keys = RunKeys(run_id)
+        async with self._connection.guarded(), self._redis.pipeline(transaction=False) as pipe:
+            pipe.hget(keys.problems, problem_id)
+            pipe.hget(keys.beliefs, problem_id)
+            record, packed = await pipe.execute()
         if record is None:
             await self.run_state(run_id)
             raise NotFound(
@@ -300,7 +303,7 @@ class RunStore:
                 "the id's spelling, and quote it in the URL.",
                 param="problem_id",
             )
-        return problem_state(problem_id, record, history=True)
+        return problem_state(problem_id, record, history=True, belief=parameters(packed))
 
     async def rounds(self, run_id: str, after: int, limit: int) -> list[RoundRecord]:
         """Committed requests with a number above `after`, oldest first; the run keeps about its last 10,000."""

@@ -61,7 +61,9 @@ class ProblemColumns:
         return self.table[name].astype(np.float64)
 
 
-def problem_state(problem_id: str, record: bytes, *, history: bool = False) -> ProblemState:
+def problem_state(
+    problem_id: str, record: bytes, *, history: bool = False, belief: list[float] | None = None
+) -> ProblemState:
     """A problem as the wire shows it; `history` adds its last scores, oldest first."""
     alignment, priority, pass_rate, _, _, version, _, scored, selected = _HEAD.unpack_from(record)
     return ProblemState(
@@ -73,6 +75,7 @@ def problem_state(problem_id: str, record: bytes, *, history: bool = False) -> P
         times_selected=selected,
         pass_rate=_known(pass_rate),
         history=_history(record, int(version), alignment) if history and scored else [],
+        belief=belief,
     )
 
 

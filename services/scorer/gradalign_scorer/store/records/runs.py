@@ -6,15 +6,20 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-from gradalign import RunState
+from gradalign import RunState, ScoreRequest
 
-__all__ = ["PRODUCTS", "RunRecord"]
+__all__ = ["PASS_RATES", "PRODUCTS", "RunRecord", "kind_of"]
 
-PRODUCTS = "products"
-"""Stands where other runs have the id of their projection, so that neither takes what is of the other."""
+PRODUCTS, PASS_RATES = "products", "pass_rates"
+"""Stand where other runs have the id of their projection, so that none takes what is of another kind."""
 _FULL_DEVIATIONS = 1.5
+
+
+def kind_of(projection_id: str) -> str:
+    """`products`, `pass_rates` or `sketches`, by what a run holds as the id of its projection."""
+    return projection_id if projection_id in (PRODUCTS, PASS_RATES) else "sketches"
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,12 @@ class RunRecord:
     run_id: str
     fields: Mapping[str, str]
 
+    @classmethod
+    def begun_by(cls, request: ScoreRequest) -> Self:
+        """The record of a run whose first request this is, before it is stored."""
+        kind = request.kind
+        return cls(request.run_id, {"projection_id": kind} if kind in (PRODUCTS, PASS_RATES) else {})
+
     @property
     def projection_id(self) -> str | None:
         """Id of the run's projection."""
@@ -42,9 +53,9 @@ class RunRecord:
 
     @property
     def kind(self) -> str | None:
-        """`products` or `sketches`; None before the first request."""
+        """`products`, `pass_rates` or `sketches`; None before the first request."""
         held = self.projection_id
-        return None if held is None else "products" if held == PRODUCTS else "sketches"
+        return None if held is None else kind_of(held)
 
     @property
     def alignment_kind(self) -> str | None:
@@ -64,7 +75,12 @@ class RunRecord:
     @property
     def strategy(self) -> str:
         """The strategy of a /score that names none."""
-        return self.fields.get("strategy", "cosine")
+        return self.fields.get("strategy", "posterior" if self.kind == PASS_RATES else "cosine")
+
+    @property
+    def group_size(self) -> int | None:
+        """Rollouts of a group, as last sent with pass rates that a belief is kept of; None where no belief is kept."""
+        return _int_or_none(self.fields.get("group_size"))
 
     @property
     def validation_version(self) -> int:
@@ -121,7 +137,7 @@ class RunRecord:
             created_at=float(get("created_at", 0)),
             updated_at=float(get("updated_at", 0)),
             kind=self.kind or "sketches",
-            alignment_kind=self.alignment_kind if self.kind == "products" else "cosine",
+            alignment_kind="cosine" if self.kind in (None, "sketches") else self.alignment_kind,
             products_quotient=_float_or_none(get("products_quotient")),
             rollout_reliability=_float_or_none(get("rollout_reliability")),
         )

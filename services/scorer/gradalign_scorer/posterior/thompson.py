@@ -1,0 +1,63 @@
+"""What a problem is worth by its success rate: the chance that a group of rollouts has a signal, 1 - p^G - (1 - p)^G.
+
+A group whose rollouts all earn the same has no advantage and gives no gradient. That worth is ARCUS' (arXiv 2609.38018). It
+falls with the distance of p from one half whatever G is, so under one draw of the rates it picks the same problems as MoPPS
+(arXiv 2507.04632) with its target of one half.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gradalign_scorer.posterior.beliefs import Beliefs
+
+__all__ = ["drawn_rates", "expected_signal", "signal_chance"]
+
+Floats = npt.NDArray[np.float64]
+
+
+def signal_chance(rates: Floats, group_size: npt.ArrayLike) -> Floats:
+    """`1 - p^G - (1 - p)^G` at rates p [n]; G is at least 2, since one rollout has no advantage over itself."""
+    size = np.maximum(np.asarray(group_size, dtype=np.float64), 2.0)
+    chance: Floats = 1 - rates**size - (1 - rates) ** size
+    return chance
+
+
+def expected_signal(beliefs: Beliefs, group_size: npt.ArrayLike) -> Floats:
+    """The mean of `signal_chance` under each belief, [n], in [0, 1)."""
+    size = np.maximum(np.asarray(group_size, dtype=np.float64), 2.0) + np.zeros(len(beliefs.alpha))
+    alike = _moment(beliefs.alpha, beliefs.beta, size) + _moment(beliefs.beta, beliefs.alpha, size)
+    return np.clip(1 - alike, 0.0, 1.0)
+
+
+def drawn_rates(ids: Sequence[str], beliefs: Beliefs, key: Sequence[int]) -> Floats:
+    """A rate of each problem out of its belief, [n]; the same for the same key and beliefs, in whatever order they come.
+
+    Args:
+        ids: of the problems.
+        beliefs: about them.
+        key: seed and whatever else decides the draw, integers from 0.
+    """
+    order = np.argsort(_codes(ids), kind="stable")
+    rates = np.empty(len(ids))
+    rates[order] = np.random.default_rng(list(key)).beta(beliefs.alpha[order], beliefs.beta[order])
+    return rates
+
+
+def _moment(alpha: Floats, beta: Floats, power: Floats) -> Floats:
+    """E[p^power] of Beta(alpha, beta)."""
+    a, b, g = (torch.from_numpy(np.ascontiguousarray(values)) for values in (alpha, beta, power))
+    logs = torch.lgamma(a + g) - torch.lgamma(a) + torch.lgamma(a + b) - torch.lgamma(a + b + g)
+    moment: Floats = logs.exp().numpy()
+    return moment
+
+
+def _codes(ids: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """A number for each id, to order them by: sorting a million strings takes much longer."""
+    data = [each.encode() for each in ids]
+    return np.array([zlib.crc32(each) | zlib.adler32(each) << 32 for each in data], dtype=np.uint64)
