@@ -14,7 +14,17 @@ from gradalign_scorer.service.outcomes import score_commit
 
 DTYPES = ("float16", "bfloat16", "float32", "int8")
 # Each of these ranks a problem by its own row alone; the others look at the whole request.
-ROW_BY_ROW = ("cosine", "dot", "anti", "norm", "accgreedy", "cosine_accuracy", "random", "accuracy_band")
+ROW_BY_ROW = (
+    "cosine",
+    "dot",
+    "anti",
+    "norm",
+    "accgreedy",
+    "cosine_accuracy",
+    "random",
+    "accuracy_band",
+    "posterior",
+)
 IDS = st.lists(st.text("abcXYZ019/é ", min_size=1, max_size=3), min_size=1, max_size=24, unique=True)
 quick = settings(max_examples=40, deadline=None)
 
@@ -30,6 +40,7 @@ def pools(draw, rows=(1, 24)):
         "ids": ids,
         "dtype": draw(st.sampled_from(DTYPES)),
         "pass_rates": draw(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=len(ids), max_size=len(ids))),
+        "rollouts": draw(st.lists(st.sampled_from([4, 8]), min_size=len(ids), max_size=len(ids))),
         "validation": unit(draw(arrays(np.float64, dim, elements=whole).filter(np.any))),
         "policy_version": draw(st.integers(0, 3)),
     }
@@ -38,7 +49,7 @@ def pools(draw, rows=(1, 24)):
 def part(pool, places):
     """Some rows of a pool, in the order given."""
     chosen = {"sketches": pool["sketches"][places]}
-    for column in ("ids", "pass_rates"):
+    for column in ("ids", "pass_rates", "rollouts"):
         chosen[column] = [pool[column][i] for i in places]
     return {**pool, **chosen}
 

@@ -299,7 +299,7 @@ class SelectRequest(Header):
             check_one_of("strategy", self.strategy, SELECT_STRATEGIES)
             if self.features is not None:
                 raise InvalidValue(
-                    f"features were sent with strategy {self.strategy!r}, which picks by pass rates alone; send one of them.",
+                    f"features were sent with strategy {self.strategy!r}, which picks by pass rates; send one of them.",
                     param="features",
                 )
         replace_value(self, "half_life", check_number("half_life", self.half_life, low=1e-6))

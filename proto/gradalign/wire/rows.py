@@ -1,4 +1,4 @@
-"""What requests share: a header map, and with it a row for each problem: its sketch, the products of its rollouts, or neither."""
+"""What requests share: a header map, and for each problem its sketch, the products of its rollouts, or neither."""
 
 from __future__ import annotations
 
@@ -225,7 +225,9 @@ def replace_value(message: object, name: str, value: object) -> None:
 def _of_other_kind(name: str, kind: str, *homes: str) -> InvalidValue:
     with_what = "pass_rates alone" if kind == "pass_rates" else kind
     advice = f"leave it out, or send {' or '.join(homes)} instead of {with_what}"
-    return InvalidValue(f"{name} was sent with {with_what}, and goes with {' or '.join(homes)} only; {advice}.", param=name)
+    return InvalidValue(
+        f"{name} was sent with {with_what}, and goes with {' or '.join(homes)} only; {advice}.", param=name
+    )
 
 
 def _json_matrix(body: Mapping[str, Any]) -> SketchMatrix:
@@ -247,7 +249,9 @@ def without_bin(header: Any) -> str | None:
         return None
     if header.get("products") is not None:
         return "products"
-    of_rates = header.get("pass_rates") is not None and all(header.get(name) is None for name in ("projection", "dtype"))
+    of_rates = header.get("pass_rates") is not None and all(
+        header.get(name) is None for name in ("projection", "dtype")
+    )
     return "pass_rates" if of_rates else None
 
 

@@ -64,7 +64,10 @@ MAY_IMPORT = {
         "gradalign_scorer.http",
     },
     "gradalign_scorer.http": set(),
-    "gradalign_scorer.ranking": set(),
+    "gradalign_scorer.posterior": set(),
+    "gradalign_scorer.ranking": {
+        "gradalign_scorer.posterior",
+    },
     "gradalign_scorer.routes": {
         "gradalign_scorer.access",
         "gradalign_scorer.http",
@@ -74,11 +77,13 @@ MAY_IMPORT = {
     },
     "gradalign_scorer.service": {
         "gradalign_scorer.http",
+        "gradalign_scorer.posterior",
         "gradalign_scorer.ranking",
         "gradalign_scorer.store",
         "gradalign_scorer.telemetry",
     },
     "gradalign_scorer.store": {
+        "gradalign_scorer.posterior",
         "gradalign_scorer.ranking",
         "gradalign_scorer.store.embedded",
         "gradalign_scorer.store.records",

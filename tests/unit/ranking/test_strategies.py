@@ -12,6 +12,7 @@ RNG = np.random.default_rng(0)
 SKETCHES = RNG.standard_normal((40, 64)) * RNG.lognormal(0, 1, (40, 1))
 VECTOR = RNG.standard_normal(64)
 RATES = RNG.uniform(0, 1, 40)
+OUTCOMES = {"pass_rates": RATES, "rollouts": [8] * 40}
 TOKENS = RNG.integers(1, 900, 40)
 
 
@@ -74,7 +75,7 @@ def test_ties_go_by_id(name):
 @pytest.mark.parametrize("name", [name for name in STRATEGIES if name != "shrunken"])
 def test_columns_stay_together(name):
     """Whatever the ranking sorts by, each problem keeps its own alignment, norm, weight and pass rate."""
-    scored = rank(SKETCHES, name, validation=unit(VECTOR), pass_rates=RATES)
+    scored = rank(SKETCHES, name, validation=unit(VECTOR), **OUTCOMES)
     assert (np.diff(scored.priorities) <= 0).all()
     places = [int(i.removeprefix("p")) for i in scored.ids]
     assert sorted(places) == list(range(40))
@@ -99,17 +100,23 @@ def test_without_a_validation_gradient_the_message_names_what_would_do(name):
 
 @pytest.mark.parametrize("name", [n for n, rule in STRATEGIES.items() if not rule.needs_validation])
 def test_the_others_do_without(name):
-    scored = rank(SKETCHES, name, pass_rates=RATES)
+    scored = rank(SKETCHES, name, **OUTCOMES)
     assert scored.alignments is None
     assert scored.reliability is None
     assert scored.weights.tolist() == [1.0] * 40
 
 
-@pytest.mark.parametrize("name", ["accgreedy", "accuracy_band", "cosine_accuracy"])
+@pytest.mark.parametrize("name", ["accgreedy", "accuracy_band", "cosine_accuracy", "posterior"])
 def test_accuracy_strategies_ask_for_pass_rates(name):
     with pytest.raises(InvalidValue, match="no pass_rates were sent") as caught:
         rank(SKETCHES, name, validation=unit(VECTOR))
     assert caught.value.param == "pass_rates"
+
+
+def test_posterior_asks_for_group_sizes():
+    with pytest.raises(InvalidValue, match="no rollouts were sent") as caught:
+        rank(SKETCHES, "posterior", pass_rates=RATES)
+    assert caught.value.param == "rollouts"
 
 
 def test_cosine_accuracy_gives_nothing_for_what_is_foregone():

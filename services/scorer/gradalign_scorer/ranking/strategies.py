@@ -272,8 +272,9 @@ class Shrunken:
 
 
 class Posterior:
-    """The chance that a group has a signal, E[1 - p^G - (1 - p)^G] under the belief about the problem's success rate p, which
-    all of its pass rates so far make. After MoPPS and ARCUS (`gradalign_scorer.posterior`).
+    """The chance that a group has a signal, E[1 - p^G - (1 - p)^G] under the belief about the problem's success rate p.
+
+    All of its pass rates so far make that belief. After MoPPS and ARCUS: `gradalign_scorer.posterior`.
     """
 
     name: ClassVar[str] = "posterior"
@@ -285,8 +286,8 @@ class Posterior:
         if chances is None:
             missing = "pass_rates" if candidates.pass_rates is None else "rollouts"
             raise InvalidValue(
-                f"strategy {self.name!r} ranks by beliefs about success rates and no {missing} were sent; send the mean reward "
-                "of each group (pass_rates) and how many rollouts it is of (rollouts).",
+                f"strategy {self.name!r} ranks by beliefs about success rates and no {missing} were sent; send the mean "
+                "reward of each group (pass_rates) and how many rollouts it is of (rollouts).",
                 param=missing,
             )
         return chances

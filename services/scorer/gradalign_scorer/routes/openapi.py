@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, create_model
 from gradalign import Projection, SketchMatrix
 from gradalign.wire.checks import LARGEST_FEATURE, LARGEST_PRODUCT, MAX_FEATURES, MAX_ROLLOUTS, NAME_PATTERN
 from gradalign.wire.codec import JSON, MSGPACK
-from gradalign.wire.messages import AGGREGATIONS, MAX_PROBLEMS, NORMS_KINDS, STRATEGIES
+from gradalign.wire.messages import AGGREGATIONS, MAX_PROBLEMS, NORMS_KINDS, SELECT_STRATEGIES, STRATEGIES
 from gradalign.wire.projection import LAYOUT, MAX_DIM
 from gradalign.wire.scales import LARGEST_SCALE
 from gradalign_scorer.access.authentication import OPEN_PATHS
@@ -62,7 +62,8 @@ _LIMITS: dict[str, Schema] = {
     "strategy": {"enum": list(STRATEGIES)},
     "aggregation": {"enum": list(AGGREGATIONS)},
     "half_life": {"minimum": 1e-6},
-    **dict.fromkeys(("decay", "discount"), {"minimum": 0, "maximum": 1}),
+    "decay": {"minimum": 0, "maximum": 1},
+    "discount": {"minimum": 0, "maximum": 1},
     "scales": {"type": "array", "items": {"type": "number", "minimum": 0, "maximum": LARGEST_SCALE}},
     "features": {"minItems": 1, "items": {"type": "array", "minItems": 1, "maxItems": MAX_FEATURES, "items": _FEATURE}},
     "exploration": {"minimum": 0, "maximum": 1},
@@ -235,17 +236,20 @@ def _request_content(message: type) -> Schema:
         schema["properties"] |= copy.deepcopy(_OF_INT8)
     schema = _limited(schema)
     if "products" not in schema["properties"]:
+        schema["properties"]["strategy"]["anyOf"][0]["enum"] = list(SELECT_STRATEGIES)
         example = {"run_id": "hello", "policy_version": 0, "count": 1}
         return {kind: {**content, "example": example} for kind, content in _content(schema).items()}
-    # Either is enough; that a request has not both, only our own checks say.
+    # One is enough; that a request has no two of them, only our own checks say.
     version = "products_version" if "products_version" in schema["properties"] else "lengths"
     schema["anyOf"] = [{"required": ["projection", "sketches"]}, {"required": ["products", version]}]
+    if "pass_rates" in schema["properties"]:
+        schema["anyOf"].append({"required": ["pass_rates", "rollouts"]})
     binary = {
         "type": "string",
         "format": "binary",
         "description": "Two msgpack objects: the keys of the JSON form without `sketches` and with `dtype` (float16, "
-        "bfloat16, float32, or int8 with `scales`), then a bin of the sketches, row-major, little-endian. With `products`, "
-        "one: the keys of the JSON form.",
+        "bfloat16, float32, or int8 with `scales`), then a bin of the sketches, row-major, little-endian. Without "
+        "sketches, one: the keys of the JSON form.",
     }
     return {JSON: {"schema": schema, "example": _EXAMPLE}, MSGPACK: {"schema": binary}}
 

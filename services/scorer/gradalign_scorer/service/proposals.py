@@ -18,13 +18,26 @@ from gradalign_scorer.posterior.beliefs import Beliefs
 from gradalign_scorer.posterior.thompson import drawn_rates, signal_chance
 from gradalign_scorer.ranking.predictor import Moments, Predictor
 from gradalign_scorer.ranking.scoring import Evidence
-from gradalign_scorer.ranking.selection import StoredScores
+from gradalign_scorer.ranking.selection import PickRule, Picks, StoredScores, pick
 from gradalign_scorer.ranking.weighting import prior_weight
 from gradalign_scorer.store import ProblemColumns, RunRecord
 
-__all__ = ["drawn_worths", "expectations", "picks_by_belief", "stored_scores", "with_predictions"]
+__all__ = ["drawn_worths", "expectations", "picks_by_belief", "picks_of", "stored_scores", "with_predictions"]
 
 Floats = npt.NDArray[np.float64]
+
+
+def picks_of(scores: StoredScores, request: SelectRequest) -> Picks:
+    """What a /select picks by these scores."""
+    rule = PickRule(
+        policy_version=request.policy_version,
+        count=request.count,
+        half_life=request.half_life,
+        exploration=request.exploration,
+        cooldown=request.cooldown,
+        seed=request.seed,
+    )
+    return pick(scores, rule)
 
 
 def stored_scores(columns: ProblemColumns) -> StoredScores:
@@ -46,8 +59,8 @@ def picks_by_belief(request: SelectRequest, run: RunRecord) -> bool:
     if request.features is not None:
         if run.kind == "pass_rates":
             raise InvalidValue(
-                f"features were sent and run {run.run_id!r} is a run of pass_rates alone, which learns nothing of features; "
-                "leave them out: it picks by its beliefs about success rates.",
+                f"features were sent and run {run.run_id!r} is one of pass_rates alone, which learns nothing of them; leave "
+                "them out: it picks by its beliefs about success rates.",
                 param="features",
             )
         return False

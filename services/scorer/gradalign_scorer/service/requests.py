@@ -25,10 +25,17 @@ from gradalign_scorer.ranking.alignment import Products, SketchRows
 from gradalign_scorer.ranking.predictor import Moments
 from gradalign_scorer.ranking.products import alignment_kind, score_products
 from gradalign_scorer.ranking.scoring import Evidence, Scored, Scoring, score, score_rates, score_together
-from gradalign_scorer.ranking.selection import PickRule, StoredScores, pick
+from gradalign_scorer.ranking.selection import StoredScores
 from gradalign_scorer.service.engine import Engine
 from gradalign_scorer.service.outcomes import refresh_commit, score_commit, selection_commit
-from gradalign_scorer.service.proposals import drawn_worths, expectations, picks_by_belief, stored_scores, with_predictions
+from gradalign_scorer.service.proposals import (
+    drawn_worths,
+    expectations,
+    picks_by_belief,
+    picks_of,
+    stored_scores,
+    with_predictions,
+)
 from gradalign_scorer.service.streaming import arriving_products
 from gradalign_scorer.service.validations import ValidationCache
 from gradalign_scorer.store import (
@@ -204,16 +211,8 @@ class Service:
                 _check_clock(request.epoch, request.policy_version, run)
                 columns = await self.store.load_problems(request.run_id, request.problem_ids)
                 scores = await self._scores(request, run, columns)
-            rule = PickRule(
-                policy_version=request.policy_version,
-                count=request.count,
-                half_life=request.half_life,
-                exploration=request.exploration,
-                cooldown=request.cooldown,
-                seed=request.seed,
-            )
             with stage("compute"):
-                picks = await self.engine.run(partial(pick, scores, rule))
+                picks = await self.engine.run(partial(picks_of, scores, request))
             digest = await _digest(request, body)
             commit = selection_commit(request, digest, run, scores, picks)
             with stage("commit"):
@@ -275,13 +274,10 @@ class Service:
             return Evidence(zeros, zeros, None)
         columns = await self.store.load_problems(request.run_id, request.problem_ids)
         moments = run.spread()
-        asked = strategy == "posterior" and run.group_size is not None
-        evidence = Evidence(
-            columns.column("evidence_sum"),
-            columns.column("evidence_weight"),
-            moments[1] if moments else None,
-            beliefs=await self.store.load_beliefs(request.run_id, request.problem_ids) if asked else None,
-        )
+        wanted = strategy == "posterior"
+        beliefs = await self.store.load_beliefs(request.run_id, request.problem_ids) if wanted else None
+        sums, weights = columns.column("evidence_sum"), columns.column("evidence_weight")
+        evidence = Evidence(sums, weights, moments[1] if moments else None, beliefs=beliefs)
         if request.features is None:
             return evidence
         learned = await self._moments(request.run_id, request.features)

@@ -22,10 +22,12 @@ from gradalign import Unavailable
 from gradalign_scorer.settings import QUOTING
 from gradalign_scorer.store.serverstate import ACL_USER, OLD_SERVER, server_state
 
-__all__ = ["REPLY_SECONDS", "Connection", "Tally"]
+__all__ = ["PART", "REPLY_SECONDS", "Connection", "Tally"]
 
 CONNECT_SECONDS = 2.0
 REPLY_SECONDS = 10.0
+PART = 10_000
+"""Fields of one reply, between which the server does other things."""
 MAX_CONNECTIONS = 64
 _RETRIES = 3
 _FAULT_SECONDS = 10.0
@@ -127,8 +129,9 @@ class Connection:
         """Fields of a hash, in parts, between which other requests are served; None for those that it has not."""
         found: list[bytes | None] = []
         for start in range(0, len(names), PART):
+            part = names[start : start + PART]
             async with self.guarded():
-                found += await self.client.hmget(key, names[start : start + PART])
+                found += await self.client.hmget(key, part)
         return found
 
     async def commit(

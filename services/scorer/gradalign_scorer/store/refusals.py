@@ -86,8 +86,8 @@ def kind_mismatch(sent: str, held: str, run_id: str) -> KindMismatch:
     """The error for sketches, products or pass rates alone in a run of another of these."""
     sending, holding = _ALONE.get(sent, sent), _ALONE.get(held, held)
     return KindMismatch(
-        f"{sending} were sent and run {run_id!r} is a run of {holding}; a run is of one kind, since what it remembers is. Send "
-        f"{holding}, or begin another run_id with {sending} (or delete this one).",
+        f"{sending} were sent and run {run_id!r} is a run of {holding}; a run is of one kind, since what it remembers is. "
+        f"Send {holding}, or begin another run_id with {sending} (or delete this one).",
         param=sent,
     )
 
