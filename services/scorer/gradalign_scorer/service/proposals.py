@@ -66,8 +66,8 @@ def picks_by_belief(request: SelectRequest, run: RunRecord) -> bool:
         return False
     if request.strategy == "posterior" and run.group_size is None:
         raise InvalidValue(
-            f"strategy 'posterior' picks by beliefs about success rates and run {run.run_id!r} keeps none; send discount with "
-            "/score, with pass_rates and rollouts, or pass_rates and rollouts alone, in a run of their own.",
+            f"strategy 'posterior' picks by beliefs about success rates and run {run.run_id!r} keeps none; send discount "
+            "with /score, with pass_rates and rollouts, or pass_rates and rollouts alone, in a run of their own.",
             param="strategy",
         )
     return run.group_size is not None and "posterior" in (request.strategy, run.strategy)

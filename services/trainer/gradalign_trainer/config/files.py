@@ -111,6 +111,12 @@ def _clashes(config: TrainConfig) -> list[str]:
             f'mode = "dynamic" draws at random and strategy = {config.strategy!r} would choose. Set strategy = "random", or '
             'mode = "choose".'
         )
+    if config.strategy == "posterior" and (config.mode != "choose" or config.score_updates):
+        faults.append(
+            f"strategy = 'posterior' chooses by pass rates alone, and mode = {config.mode!r} with score_updates = "
+            f"{str(config.score_updates).lower()} scores gradients. Set mode = 'choose' and score_updates = false, or "
+            "another strategy."
+        )
     if config.mode == "weight" and config.strategy == "oracle":
         faults.append("strategy = 'oracle' chooses here and gives no weights. Set mode = 'choose'.")
     if config.batch_validation and config.mode != "choose":

@@ -28,7 +28,7 @@ from typing import Any
 
 from gradalign.wire.checks import MAX_FEATURES, NAME_PATTERN
 from gradalign.wire.matrix import SENT_DTYPES
-from gradalign.wire.messages import AGGREGATIONS, MAX_POOL, MAX_PROBLEMS, STRATEGIES
+from gradalign.wire.messages import AGGREGATIONS, DISCOUNT, MAX_POOL, MAX_PROBLEMS, STRATEGIES
 from gradalign.wire.projection import MAX_DIM
 from gradalign_trainer.datasets.sources.source import DataSpec, parse_sources
 from gradalign_trainer.reporting.tracking import TRACKERS
@@ -99,7 +99,11 @@ class TrainConfig:
         scorer_retries: [scorer.retries] tries after the first before a round goes on without the scorer.
         sketch_dtype: [scorer.sketch_dtype] that sketches travel as: `float32`, or `int8` for a quarter of the bytes.
         strategy: of the scorer; `random` and `oracle` choose here and need none. The oracle takes at random of the problems
-            whose `extra` has `good`, as the built-in worlds say it: a bound for what choosing can give.
+            whose `extra` has `good`, as the built-in worlds say it: a bound for what choosing can give. `posterior` takes no
+            gradient and no rollouts to choose by: the scorer gets the pass rates of what was trained on, and picks by them.
+        belief_discount: with strategy `posterior`, what earlier rollouts of a problem count for once newer ones come.
+        belief_half_life: with it, policy versions at which the rollouts of a problem that was left alone count half; None:
+            they never fade, as in MoPPS.
         mode: `choose` scores a pool, then trains on the selection with fresh rollouts; `weight` scores each training
             batch and weights its groups, so that no rollout is spent on scoring; `dynamic` draws at random until each
             batch is full of groups whose rewards differ (DAPO's dynamic sampling), with `strategy = "random"`.
@@ -182,6 +186,8 @@ class TrainConfig:
     scorer_retries: int = field(default=5, metadata=limits(key="scorer.retries", low=0, high=100))
     sketch_dtype: str = field(default="float32", metadata=limits(key="scorer.sketch_dtype", choices=SENT_DTYPES))
     strategy: str = field(default="cosine", metadata=limits(choices=(*STRATEGIES, "oracle")))
+    belief_discount: float = field(default=DISCOUNT, metadata=limits(low=0, high=1))
+    belief_half_life: float | None = field(default=None, metadata=limits(low=1e-6))
     mode: str = field(default="choose", metadata=limits(choices=("choose", "weight", "dynamic")))
     score_updates: bool = False
     proposals: bool = False
@@ -236,7 +242,14 @@ class TrainConfig:
         return self.mode == "weight" or (self.mode == "choose" and self.strategy not in ("random", "oracle"))
 
     @property
+    def by_pass_rates(self) -> bool:
+        """Whether problems are chosen by their pass rates so far, without a gradient."""
+        return self.mode == "choose" and self.strategy == "posterior"
+
+    @property
     def needs_validation(self) -> bool:
         """Whether what is asked of the scorer depends on a validation gradient."""
+        if self.by_pass_rates:
+            return False
         looks = self.mode == "weight" or self.alignment == "forward" or self.strategy not in WITHOUT_VALIDATION
         return self.needs_scorer and looks

@@ -19,10 +19,12 @@ from gradalign.wire.projection import Projection
 from gradalign.wire.replies import Ranking, RefreshReply
 from gradalign_trainer.curriculum.failopen import FailOpen
 from gradalign_trainer.curriculum.measured import Gradients
+from gradalign_trainer.curriculum.outcomes import Outcomes
 from gradalign_trainer.numerals import counted
 
 __all__ = ["Choice", "Curriculum", "ScorerAddress"]
 
+NEVER = 1e12  # policy versions, as a half-life of what does not fade
 PROBE_TIMEOUT = 5.0  # seconds; a scorer that hangs must not cost every round its full time limit
 logger = logging.getLogger(__name__)
 
@@ -198,6 +200,44 @@ class Curriculum(FailOpen):
             rollouts = dict(zip(ranking.problem_ids, each, strict=True))
         return Choice(selected=ranking.selected, weights=weights, rollout_weights=rollouts, ranking=ranking)
 
+    def pick(
+        self, problem_ids: Sequence[str], count: int, *, policy_version: int, half_life: float | None, round_number: int
+    ) -> Choice:
+        """`count` of these problems by the scorer's beliefs about their success rates, of which it draws once.
+
+        Before anything was observed all beliefs are the same, and the choice is uniform; so it is where the scorer is away.
+
+        Args:
+            problem_ids: distinct ids, of which some may never have been observed.
+            count: how many.
+            policy_version: of the policy.
+            half_life: policy versions at which the rollouts of a problem that was left alone count half; None: never.
+            round_number: seeds the uniform choice.
+        """
+        try:
+            reply = self._attempt(
+                "select",
+                lambda client: client.select(
+                    count,
+                    policy_version=policy_version,
+                    problem_ids=problem_ids,
+                    strategy="posterior",
+                    half_life=NEVER if half_life is None else half_life,
+                    exploration=0.0,
+                    cooldown=0,
+                    seed=self._seed,
+                ),
+            )
+        except NotFound:
+            return Choice(selected=self._uniform(problem_ids, count, round_number))
+        if reply is None:
+            return self.choose_at_random(problem_ids, count, round_number=round_number)
+        return Choice(selected=reply.selected)
+
+    def observe(self, outcomes: Outcomes, *, policy_version: int, discount: float) -> None:
+        """Tell the scorer how often problems were solved; lost where it is away."""
+        self._attempt("score", lambda client: outcomes.send(client, policy_version=policy_version, discount=discount))
+
     def record(self, measured: Gradients, *, policy_version: int) -> None:
         """Score problems without selecting any, so that the scorer remembers them as they are now."""
         if self.adaptive and not self._away and not self.needs_validation:
@@ -205,7 +245,6 @@ class Curriculum(FailOpen):
 
     def choose_at_random(self, problem_ids: Sequence[str], count: int, *, round_number: int) -> Choice:
         """A seeded uniform choice; counted as a fallback where the scorer was wanted."""
-        rng = random.Random(f"choice/{self._seed}/{round_number}")
         if self.adaptive:
             why = self.count_fallback()
             why = f"the scorer at {self._url} is away" if self._away else why
@@ -216,10 +255,14 @@ class Curriculum(FailOpen):
                 counted(self.fallbacks, "such choice"),
             )
         return Choice(
-            selected=rng.sample(list(problem_ids), min(count, len(problem_ids))),
+            selected=self._uniform(problem_ids, count, round_number),
             weights=dict.fromkeys(problem_ids, 1.0),
             fallback=self.adaptive,
         )
+
+    def _uniform(self, problem_ids: Sequence[str], count: int, round_number: int) -> list[str]:
+        rng = random.Random(f"choice/{self._seed}/{round_number}")
+        return rng.sample(list(problem_ids), min(count, len(problem_ids)))
 
     def snapshot(self, name: str) -> str | None:
         """Keep the curriculum under a name; the name, or None where it could not be kept."""

@@ -1,4 +1,8 @@
-"""Choose, then generate: score a pool, then train on the selection with fresh rollouts."""
+"""Choose, then generate: score a pool, then train on the selection with fresh rollouts.
+
+With the strategy `posterior` nothing is generated for the choice: the scorer draws from what it believes of the pool's
+success rates, and is told those of the rollouts that were trained on.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from statistics import fmean
 
 from gradalign.errors import DirectionError
 from gradalign_trainer.curriculum.curriculum import Choice
+from gradalign_trainer.curriculum.outcomes import Outcomes
 from gradalign_trainer.grpo.rollouts import ScoredRollouts
 from gradalign_trainer.problems import Problem
 from gradalign_trainer.rounds.workshop import Workshop, good_share, kind_alignments, scorer_figures
@@ -15,7 +20,7 @@ __all__ = ["chosen_round"]
 
 
 def chosen_round(shop: Workshop) -> dict[str, float]:
-    """Score a pool, then take the round's updates on the selection; the figures of the round."""
+    """Choose from a pool, then take the round's updates on the selection; the figures of the round."""
     config = shop.config
     pool = shop.draw(config.pool_size)
     choice = _choose(shop, pool, max(1, round(config.select_fraction * len(pool))))
@@ -37,8 +42,16 @@ def chosen_round(shop: Workshop) -> dict[str, float]:
 
 
 def _choose(shop: Workshop, pool: Sequence[Problem], count: int) -> Choice:
+    ids = [problem.problem_id for problem in pool]
+    if shop.config.by_pass_rates:
+        return shop.curriculum.pick(
+            ids,
+            count,
+            policy_version=shop.policy.version,
+            half_life=shop.config.belief_half_life,
+            round_number=shop.round_number,
+        )
     if not shop.refresh_validation_if_due():
-        ids = [problem.problem_id for problem in pool]
         return shop.curriculum.choose_at_random(ids, count, round_number=shop.round_number)
     shop.observer.stage("score", len(pool))
     scored = shop.rollouts(pool, shop.config.group_size, "pool", 0)
@@ -52,6 +65,8 @@ def _choose(shop: Workshop, pool: Sequence[Problem], count: int) -> Choice:
 
 def _update(shop: Workshop, scored: ScoredRollouts) -> float:
     """The norm of the gradient; the problems trained on are scored too where the settings say so."""
+    if shop.config.by_pass_rates:
+        _observe(shop, scored)
     if not shop.config.score_updates or not shop.curriculum.adaptive:
         return shop.policy.update(scored)
     version = shop.policy.version
@@ -62,3 +77,11 @@ def _update(shop: Workshop, scored: ScoredRollouts) -> float:
         return shop.policy.update(scored)
     shop.curriculum.record(measured, policy_version=version)
     return norm
+
+
+def _observe(shop: Workshop, scored: ScoredRollouts) -> None:
+    """Tell the scorer how often the problems of the pool in a batch were solved; trusted ones that joined it are not its."""
+    count = shop.config.batch_problems
+    ids = [problem.problem_id for problem in scored.problems[:count]]
+    outcomes = Outcomes.of(ids, scored.pass_rates[:count], scored.rollouts.group_size)
+    shop.curriculum.observe(outcomes, policy_version=shop.policy.version, discount=shop.config.belief_discount)

@@ -133,11 +133,12 @@ class _Run:
 
     def _curriculum(self, state: RunState | None) -> Curriculum:
         config, projection = self.config, self.policy.meter.projection
-        if state and (state.run_id, state.projection) != (config.run_id, _kind(projection)):
+        kind = _kind(config, projection)
+        if state and (state.run_id, state.projection) != (config.run_id, kind):
             raise GradAlignError(
                 f"the checkpoint is of run {state.run_id!r} with {_told(state.projection)}; the configuration makes run "
-                f"{config.run_id!r} with {_told(_kind(projection))}. Resume with the configuration it was made with "
-                "(run_id, alignment, model, dim and projection_seed decide)."
+                f"{config.run_id!r} with {_told(kind)}. Resume with the configuration it was made with (run_id, strategy, "
+                "alignment, model, dim and projection_seed decide)."
             )
         wanted = config.needs_scorer
         scorer = None
@@ -202,7 +203,7 @@ class _Run:
             fallbacks=self.curriculum.fallbacks,
             fallback_reasons=dict(self.curriculum.reasons),
             snapshot=self.curriculum.snapshot(f"round-{self.round_number:06d}"),
-            projection=_kind(policy.meter.projection),
+            projection=_kind(self.config, policy.meter.projection),
             costs=self.shop.costs.state(),
         )
         training: dict[str, Any] = policy.training_state()
@@ -213,13 +214,15 @@ class _Run:
         )
 
 
-def _kind(projection: Projection | None) -> str:
-    """What a checkpoint says of the run's gradients: the id of the projection of their sketches, or `products`."""
+def _kind(config: TrainConfig, projection: Projection | None) -> str:
+    """What a checkpoint says of what the scorer gets: the id of its sketches' projection, `products` or `pass rates`."""
+    if config.by_pass_rates:
+        return "pass rates"
     return "products" if projection is None else projection.id
 
 
 def _told(kind: str) -> str:
-    return kind if kind == "products" else f"projection {kind}"
+    return kind if kind in ("products", "pass rates") else f"projection {kind}"
 
 
 def _checkpoint_to_resume(folder: Path, config: TrainConfig, *, resume: bool) -> Path | None:

@@ -52,6 +52,12 @@ _EVERYTHING = {**_UNCHOSEN, "batch_problems": 64}
 METHODS: Mapping[str, Method] = {
     "random": Method("16 problems an update, at random", {"strategy": "random"}, 260, 15),
     "full": Method("GRPO on all 128 that others choose from, 64 an update", _EVERYTHING, 85, 5),
+    "posterior": Method(
+        "16 of 128 an update by a draw from success rates believed of them: MoPPS, ARCUS' worth",
+        {"strategy": "posterior"},
+        260,
+        15,
+    ),
     "accgreedy": _scored("accgreedy", "pass rate nearest to one half"),
     "accuracy_band": _scored("accuracy_band", "at random among pass rates from .2 to .8"),
     "learnalign": _scored("learnalign", "cosine with the candidates' own pooled gradient"),
@@ -97,7 +103,7 @@ PAPER_BASELINES = ("random", "accgreedy", "learnalign")
 """The paper compares with these, the modes of its reference implementation beside its own; its plain GRPO takes as
 many problems an update as its selections, which is `random` here. None of them sees the trusted problems."""
 
-BASELINES = (*PAPER_BASELINES, "full", "accuracy_band", "norm", "full+val", *ON_TRUSTED_ONLY, "dapo")
+BASELINES = (*PAPER_BASELINES, "posterior", "full", "accuracy_band", "norm", "full+val", *ON_TRUSTED_ONLY, "dapo")
 """And what a sceptic adds."""
 
 TUNED_ON: Mapping[str, Sequence[int]] = {"in-batch": (0,), "in-batch+val": (0,), "weights": (0,)}
