@@ -3,8 +3,8 @@
     python proto/vectors/make_codec.py
 
 Floats of the sketches are exact in their dtype, so any implementation must reproduce the bytes of the bin, and read the
-header back as it stands here. A request with products has no bin (`bin_hex` is null), and may end with an empty one. Map
-keys may come in any order; `body` has them in ours.
+header back as it stands here. A request with products, or pass rates alone, has no bin (`bin_hex` is null), and may end with
+an empty one. Map keys may come in any order; `body` has them in ours.
 
 `quantised` shows float32 rows as int8. Another implementation's scales may differ in their last bit, and its numbers by one
 where a quotient is so close to a half.
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradalign import Projection, RefreshRequest, ScoreRequest, SketchMatrix, parameters_digest
-from gradalign.wire.codec import encode_request
+from gradalign import Projection, RefreshRequest, ScoreRequest, SelectRequest, SketchMatrix, parameters_digest
+from gradalign.wire.codec import MSGPACK, encode_request, encode_value
 
 SHAPES = {"embed.weight": (7, 4), "layers.0.weight": (4, 4), "layers.0.bias": (4,)}
 PROJECTION = Projection(dim=4, seed=17, parameters=parameters_digest(SHAPES))
@@ -82,6 +82,38 @@ def requests() -> dict[str, ScoreRequest | RefreshRequest]:
             shrink_weights=True,
             **{**choice, "strategy": "shrunken"},
         ),
+        "score_pass_rates_minimal": ScoreRequest(**rows, pass_rates=[0.5, 1.0, 0.125], rollouts=[8, 8, 8]),
+        "score_pass_rates_every_key": ScoreRequest(
+            **rows,
+            pass_rates=[0.5, 1.0, 0.125],
+            rollouts=[8, 4, 16],
+            tokens=[90, 64, 1200],
+            discount=0.75,
+            **{**choice, "strategy": "posterior"},
+        ),
+        "score_discount_float16": ScoreRequest(
+            **COMMON, policy_version=12, sketches=half, pass_rates=[0.5, 1.0, 0.125], rollouts=[8, 8, 8], discount=1.0
+        ),
+    }
+
+
+def selects() -> dict[str, SelectRequest]:
+    """Requests to `/select` by name; in msgpack as well as in JSON one map."""
+    return {
+        "select_minimal": SelectRequest(run_id="golden", policy_version=12, count=2),
+        "select_posterior": SelectRequest(
+            run_id="golden",
+            policy_version=12,
+            count=2,
+            problem_ids=COMMON["problem_ids"],
+            strategy="posterior",
+            half_life=32.0,
+            exploration=0.0,
+            cooldown=0,
+            seed=7,
+            request_id="0123abcd",
+            epoch=2,
+        ),
     }
 
 
@@ -108,6 +140,10 @@ def vectors() -> dict[str, Any]:
                 "body_hex": b"".join(encode_request(request)).hex(),
             }
             for name, request in requests().items()
+        },
+        "selects": {
+            name: {"header": request.header(), "body_hex": encode_value(request.header(), MSGPACK).hex()}
+            for name, request in selects().items()
         },
     }
 

@@ -40,11 +40,14 @@ def requests(draw):
     }
     if draw(st.booleans()):
         return RefreshRequest(**common, aggregation=draw(st.none() | st.sampled_from(AGGREGATIONS)))
+    rates = draw(st.none() | st.lists(st.floats(0, 1), **column))
+    believing = rates is not None and common["rollouts"] is not None
     return ScoreRequest(
         **common,
-        pass_rates=draw(st.none() | st.lists(st.floats(0, 1), **column)),
-        strategy=draw(st.none() | st.sampled_from(STRATEGIES)),
+        pass_rates=rates,
+        strategy=draw(st.none() | st.sampled_from([s for s in STRATEGIES if believing or s != "posterior"])),
         select=draw(st.none() | counts),
+        discount=draw(st.none() | st.floats(0, 1)) if believing else None,
     )
 
 

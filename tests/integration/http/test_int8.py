@@ -53,7 +53,8 @@ def test_every_strategy_ranks_int8_as_the_floats_it_stands_for(
             tokens=[1, 2, 3, 4, 5],
         )
         assert (reply.validation_version, reply.problems) == (1, 5)
-        common = {"policy_version": 1, "projection": projection, "pass_rates": RATES, "select": 3, "strategy": strategy}
+        common = {"policy_version": 1, "projection": projection, "pass_rates": RATES, "rollouts": [8] * len(RATES)}
+        common |= {"select": 3, "strategy": strategy}
         rankings.append(client.score(problem_ids, rows, **common))
     int8, floats = rankings
     assert (int8.problem_ids, int8.selected) == (floats.problem_ids, floats.selected)

@@ -159,10 +159,16 @@ def test_openapi_describes_every_route(scorer):
     score = api["paths"]["/score"]["post"]
     schema = score["requestBody"]["content"]["application/json"]["schema"]
     assert set(schema["required"]) == {"run_id", "policy_version", "problem_ids"}
-    assert schema["anyOf"] == [{"required": ["projection", "sketches"]}, {"required": ["products", "products_version"]}]
+    assert schema["anyOf"] == [
+        {"required": ["projection", "sketches"]},
+        {"required": ["products", "products_version"]},
+        {"required": ["pass_rates", "rollouts"]},
+    ]
     assert schema["properties"]["projection"]["anyOf"][0]["required"]
     assert "gradient norms" in schema["properties"]["norms"]["description"]
     reply = score["responses"]["200"]["content"]["application/json"]["schema"]
     assert "reliability" in reply["properties"]
     assert {"400", "401", "409", "413", "415", "422", "429", "503"} <= set(score["responses"])
-    assert len(STRATEGIES) == 11
+    assert len(STRATEGIES) == 12
+    select = api["paths"]["/select"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert select["properties"]["strategy"]["anyOf"][0]["enum"] == ["posterior"]

@@ -7,8 +7,8 @@ import msgpack
 import numpy as np
 import pytest
 
-from gradalign import Projection, RefreshRequest, ScoreRequest, SketchMatrix, parameters_digest
-from gradalign.wire.codec import MSGPACK, decode_request, encode_request
+from gradalign import Projection, RefreshRequest, ScoreRequest, SelectRequest, SketchMatrix, parameters_digest
+from gradalign.wire.codec import MSGPACK, decode_request, decode_value, encode_request, encode_value
 
 GOLDEN = json.loads((Path(__file__).parents[3] / "proto/vectors/codec.json").read_text(encoding="utf-8"))
 CASES = GOLDEN["requests"]
@@ -44,10 +44,18 @@ def test_golden_body_is_two_plain_packs(name):
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case["bin_hex"] is None])
-def test_golden_products_with_an_empty_bin(name):
+def test_golden_body_without_sketches_may_have_an_empty_bin(name):
     case = CASES[name]
     body = bytes.fromhex(case["body_hex"]) + msgpack.packb(b"")
     assert decode_request(KINDS[case["path"]], MSGPACK, memoryview(body)) == decoded(case)
+
+
+@pytest.mark.parametrize("name", GOLDEN["selects"])
+def test_golden_select_is_read_and_written_as_it_stands(name):
+    case = GOLDEN["selects"][name]
+    request = SelectRequest.from_json(decode_value(bytes.fromhex(case["body_hex"]), MSGPACK))
+    assert request.header() == case["header"]
+    assert encode_value(request.header(), MSGPACK).hex() == case["body_hex"]
 
 
 def test_golden_rows_are_quantised_as_they_stand():
