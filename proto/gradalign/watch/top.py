@@ -105,9 +105,8 @@ def _runs(states: Sequence[RunState]) -> RenderableType:
 
 
 def _heading(state: RunState) -> Text:
-    dim = (
-        f", k = {state.projection['dim']}" if state.projection else ", by products" if state.kind == "products" else ""
-    )
+    kinds = {"products": ", by products", "pass_rates": ", by pass rates"}
+    dim = f", k = {state.projection['dim']}" if state.projection else kinds.get(state.kind, "")
     facts = f"  policy {state.policy_version}, strategy {state.strategy}{dim}, {state.problems} problems, "
     return Text.assemble((state.run_id, "bold"), facts, f"{state.rounds} rounds, the last {ago(state.updated_at)}")
 
@@ -125,14 +124,19 @@ def _facts(state: RunState, rounds: Sequence[RoundRecord]) -> Table:
     tenths = [sum(column) for column in zip(*_tenths(rounds), strict=True)]
     advised = scores[-1].summary.get("advised_dim") if scores else None
     table = Table(box=None, show_header=False, pad_edge=False)
-    for label, values, last in (
+    of_alignments = (
         ("median alignment", medians, _last(medians)),
         ("alignment of the selected", chosen, _last(chosen)),
+    )
+    for label, values, last in (
+        *(of_alignments if state.kind != "pass_rates" else ()),
         ("without a signal", silent, _last(silent, "{:.0%}")),
         ("mean pass rate", rates, _last(rates, "{:.0%}")),
         ("selected, best tenth first", tenths, f"{sum(tenths)} in all" if tenths else "–"),
     ):
         table.add_row(Text(label), Text(last), Text(_sparkline(values[-_COLUMNS:]), style="cyan"))
+    if state.kind == "pass_rates":
+        return table
     age = validation_age(state.policy_version, state.validation_policy_version)
     of = f"{state.validation_problems} problems, {_shown(age)} policy versions old"
     table.add_row(Text("validation coherence"), _shown(state.coherence), Text(of))

@@ -1,4 +1,5 @@
-// What is plotted of a run: each figure takes its columns out of {history, state, outline} and says them in a sentence.
+// What is plotted of a run: each figure takes its columns out of {history, state, outline} and says them in a sentence. Those
+// ofGradients are not for a run of pass rates.
 
 import { shown, share } from "./dom.js";
 
@@ -27,7 +28,7 @@ const counted = { yRange: (u, low, high) => [0, Math.max(1, 1.1 * (high || 0))] 
 
 export const FIGURES = [
   {
-    id: "alignment", kind: "lines", title: "Alignment over rounds", x: "round",
+    id: "alignment", ofGradients: true, kind: "lines", title: "Alignment over rounds", x: "round",
     note: "cosine of the scored problems with the validation gradient, per /score",
     series: [
       { label: "90%", tone: "band", band: 2, legend: "middle 80%" }, { label: "10%", tone: "band", edge: true },
@@ -44,7 +45,7 @@ export const FIGURES = [
     },
   },
   {
-    id: "alignment-now", kind: "bars", title: "Alignment now", x: "alignment", xRange: edges, ...counted, xAxis: {},
+    id: "alignment-now", ofGradients: true, kind: "bars", title: "Alignment now", x: "alignment", xRange: edges, ...counted, xAxis: {},
     note: "as last scored, of at most 500 problems spread evenly over the ranking", series: [{ label: "problems", tone: "a" }],
     data({ outline }) {
       const values = (outline?.sample || []).map(row => row.alignment).filter(value => value !== null);
@@ -69,7 +70,7 @@ export const FIGURES = [
     },
   },
   {
-    id: "coherence", kind: "lines", title: "Coherence of the validation gradient", x: "round", yRange: () => unit,
+    id: "coherence", ofGradients: true, kind: "lines", title: "Coherence of the validation gradient", x: "round", yRange: () => unit,
     note: "1: all validation problems agree; 1/√n: they share nothing", series: [{ label: "coherence", tone: "a" }],
     data({ history }) {
       const records = history.of("refresh");
@@ -77,7 +78,7 @@ export const FIGURES = [
     },
   },
   {
-    id: "age", kind: "lines", title: "Age of the validation gradient", x: "round", series: [{ label: "policy versions", tone: "b" }],
+    id: "age", ofGradients: true, kind: "lines", title: "Age of the validation gradient", x: "round", series: [{ label: "policy versions", tone: "b" }],
     note: "policy versions since it was taken, at each /score", yRange: (u, low, high) => [0, Math.max(4, 1.15 * (high || 0))],
     data({ history }) {
       const records = history.of("score");
@@ -96,7 +97,7 @@ export const FIGURES = [
     },
   },
   {
-    id: "reliability", kind: "lines", title: "Reliability", x: "round", yRange: () => unit,
+    id: "reliability", ofGradients: true, kind: "lines", title: "Reliability", x: "round", yRange: () => unit,
     note: "expected correlation of sketched with exact alignments, where below 0.9 a larger k helps; of products, with those of fresh rollouts",
     series: [{ label: "reliability", tone: "a" }, { label: "enough", tone: "muted", dash: [3, 4] }],
     data({ history, state }) {
@@ -114,7 +115,7 @@ export const FIGURES = [
     },
   },
   {
-    id: "pass-rate", kind: "points", title: "Pass rate against alignment", x: "pass rate", xRange: () => [-0.03, 1.03],
+    id: "pass-rate", ofGradients: true, kind: "points", title: "Pass rate against alignment", x: "pass rate", xRange: () => [-0.03, 1.03],
     xAxis: { values: percent }, xText: share, note: "of at most 500 problems spread evenly over the ranking",
     series: [{ label: "alignment", tone: "a" }], empty: "The trainer sends no pass rates",
     data({ outline }) {

@@ -43,8 +43,11 @@ async function show(run, problem) {
       ["scored", `${found.times_scored} times`], ["selected", `${found.times_selected} times`], ["last scored at policy", found.policy_version]];
     // A policy version may have several scores; x must not fall.
     const history = found.history.filter(entry => entry.alignment !== null);
+    if (found.belief) facts.push(["believed success rate", `${share(found.belief[0] / (found.belief[0] + found.belief[1]))}, Beta(${found.belief.map(shown).join(", ")})`]);
+    const tiles = make("dl", { className: "tiles" }, ...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, shown(value)))));
+    if (!history.length) return body.replaceChildren(tiles);
     body.replaceChildren(
-      make("dl", { className: "tiles" }, ...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, shown(value))))),
+      tiles,
       chart.element,
       table("History, oldest first", ["policy version", "alignment"], found.history.map(entry => [entry.policy_version, entry.alignment])),
     );

@@ -89,13 +89,16 @@ export class RunView {
   draw() {
     if (!this.state) return;
     const { state, history } = this;
-    const k = state.projection ? `k = ${shown(state.projection.dim)}` : state.kind === "products" ? "by products" : "no sketches yet";
+    const k = state.projection ? `k = ${shown(state.projection.dim)}` : { products: "by products", pass_rates: "by pass rates" }[state.kind] ?? "no sketches yet";
     this.part("subtitle").textContent = `strategy ${state.strategy}; ${k}; began ${ago(state.created_at)}`;
     const rounds = history.rounds.length;
     this.part("span").textContent = rounds ? `Rounds ${history.rounds[0].round} to ${history.last.round} of ${state.rounds > history.last.round ? state.rounds : history.last.round}.` : "";
     this.drawWarnings();
     this.drawTiles();
-    for (const chart of this.charts) chart.update(this);
+    for (const chart of this.charts) {
+      chart.element.hidden = state.kind === "pass_rates" && Boolean(chart.spec.ofGradients);
+      chart.update(this);
+    }
   }
 
   drawWarnings() {
@@ -113,14 +116,17 @@ export class RunView {
     const picked = history.rounds.findLast(record => record.selected);
     const quantiles = history.latest("alignment_quantiles");
     const last = history.last;
-    const tiles = [
-      ["policy version", shown(state.policy_version), `last round ${ago(state.updated_at)}`],
+    const ofGradients = state.kind === "pass_rates" ? [["pass rate, mean", share(history.latest("mean_pass_rate")), "of the last /score"]] : [
       ["alignment, median", shown(quantiles?.[3]), quantiles ? `10% ${shown(quantiles[1])}, 90% ${shown(quantiles[5])}` : "no scores yet"],
       ["validation age", age === null ? "–" : `${shown(age)}`, age === null ? "none was sent" : `policy versions; gradient ${state.validation_version}`],
       ["coherence", shown(state.coherence), `${shown(state.validation_problems)} validation problems`],
       state.kind === "products"
         ? ["reliability", shown(state.rollout_reliability), `over fresh rollouts; products over |v| ${shown(state.products_quotient)}`]
         : ["reliability", shown(state.reliability), advised ? `k = ${shown(advised)} would do` : "of the sketch"],
+    ];
+    const tiles = [
+      ["policy version", shown(state.policy_version), `last round ${ago(state.updated_at)}`],
+      ...ofGradients,
       ["no signal", share(history.share("no_signal")), "of the last 20 /score"],
       ["problems", shown(state.problems), "ever scored"],
       ["selected", picked ? shown(picked.selected) : "–", picked ? `of ${shown(picked.problems)} in round ${picked.round}` : "nothing yet"],
