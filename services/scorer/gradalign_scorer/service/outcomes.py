@@ -67,7 +67,7 @@ def score_commit(
     )
 
 
-def _evidence(scored: Scored) -> dict[str, float]:
+def _evidence(scored: Scored) -> dict[str, Any]:
     # Where evidence has a strength, what is older is worth less because it is weaker, not because it is older.
     return {} if scored.strength is None else {"strength": scored.strength, "evidence_kept": 0.97}
 
