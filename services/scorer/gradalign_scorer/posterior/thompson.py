@@ -1,8 +1,9 @@
 """What a problem is worth by its success rate: the chance that a group of rollouts has a signal, 1 - p^G - (1 - p)^G.
 
-A group whose rollouts all earn the same has no advantage and gives no gradient. That worth is ARCUS' (arXiv 2609.38018). It
-falls with the distance of p from one half whatever G is, so under one draw of the rates it picks the same problems as MoPPS
-(arXiv 2507.04632) with its target of one half.
+A group whose rollouts all earn the same has no advantage and gives no gradient. The chance falls with the distance of p from
+one half whatever G is, so under one draw of the rates it picks the same problems as MoPPS (arXiv 2507.04632) with its target
+of one half. ARCUS (arXiv 2609.38018) has a bound on its mean under a Gaussian belief of arcsin(sqrt(p)) as one factor of its
+score; its other factor, a moving target, and its filter are not here.
 """
 
 from __future__ import annotations

@@ -274,7 +274,7 @@ class Shrunken:
 class Posterior:
     """The chance that a group has a signal, E[1 - p^G - (1 - p)^G] under the belief about the problem's success rate p.
 
-    All of its pass rates so far make that belief. After MoPPS and ARCUS: `gradalign_scorer.posterior`.
+    All of its pass rates so far make that belief, after MoPPS: `gradalign_scorer.posterior`.
     """
 
     name: ClassVar[str] = "posterior"

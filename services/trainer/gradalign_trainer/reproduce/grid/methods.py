@@ -53,7 +53,7 @@ METHODS: Mapping[str, Method] = {
     "random": Method("16 problems an update, at random", {"strategy": "random"}, 260, 15),
     "full": Method("GRPO on all 128 that others choose from, 64 an update", _EVERYTHING, 85, 5),
     "posterior": Method(
-        "16 of 128 an update by a draw from success rates believed of them: MoPPS, ARCUS' worth",
+        "16 of 128 an update by a draw from what is believed of their success rates: MoPPS",
         {"strategy": "posterior"},
         260,
         15,
