@@ -161,6 +161,17 @@ def test_limits_hold_without_a_file_too(settings, fault):
         ('run_id = "r"\noutput = "o"', "scorer.url is missing, and strategy = 'cosine'"),
         (f'{LEAST}mode = "weight"', "scorer.url is missing, and strategy = 'random' with mode = 'weight'"),
         (f"{ASKING}mode = 'dynamic'", "mode = \"dynamic\" draws at random and strategy = 'cosine'"),
+        (f"{ASKING}mode = 'filter'", "mode = \"filter\" draws at random and strategy = 'cosine'"),
+        (f"{ASKING}strategy = 'posterior'\nmode = 'weight'", "strategy = 'posterior' chooses by pass rates alone"),
+        (f"{ASKING}strategy = 'posterior'\nscore_updates = true", "strategy = 'posterior' chooses by pass rates alone"),
+        (
+            f"{ASKING}alignment = 'head'\nscore_updates = true",
+            'alignment = "head" gives no sketches of whole gradients',
+        ),
+        (
+            f"{LEAST}alignment = 'forward'\nmode = 'filter'",
+            'alignment = "forward" gives no sketches of whole gradients',
+        ),
         (
             'run_id = "r"\noutput = "o"\nmode = "weight"\nstrategy = "oracle"\n[scorer]\nurl = "http://h:1"',
             "strategy = 'oracle'",

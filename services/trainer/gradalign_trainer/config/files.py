@@ -106,10 +106,10 @@ def _clashes(config: TrainConfig) -> list[str]:
             f'evaluation = "exact" counts the probability of one exact string, which reward {config.reward!r} does not '
             'reward alone. Set evaluation = "sampled".'
         )
-    if config.mode == "dynamic" and config.strategy != "random":
+    if config.mode in ("dynamic", "filter") and config.strategy != "random":
         faults.append(
-            f'mode = "dynamic" draws at random and strategy = {config.strategy!r} would choose. Set strategy = "random", or '
-            'mode = "choose".'
+            f'mode = "{config.mode}" draws at random and strategy = {config.strategy!r} would choose. Set strategy = '
+            '"random", or mode = "choose".'
         )
     if config.strategy == "posterior" and (config.mode != "choose" or config.score_updates):
         faults.append(
@@ -143,7 +143,13 @@ def _clashes(config: TrainConfig) -> list[str]:
 def _clashes_of_alignment(config: TrainConfig) -> list[str]:
     faults = []
     forward = config.alignment == "forward"
-    if config.alignment != "capture" and config.aggregation == "normalized":
+    whole = config.mode == "filter" or config.train_on_validation or config.score_updates
+    if (config.alignment == "head" and whole) or (forward and config.mode == "filter"):
+        faults.append(
+            f'alignment = "{config.alignment}" gives no sketches of whole gradients, which mode = "filter", '
+            'train_on_validation and score_updates take. Set alignment = "capture", or leave them out.'
+        )
+    if config.alignment not in ("capture", "head") and config.aggregation == "normalized":
         given = "exact_alignments = true" if config.exact_alignments else f'alignment = "{config.alignment}"'
         faults.append(
             f'{given} needs the validation gradient as one sum, which aggregation = "normalized" does not give. Set '

@@ -92,7 +92,8 @@ class TrainConfig:
         validation: [data.validation] trusted problems; the first `validation_problems` are used.
         heldout: [data.heldout] problems to evaluate on.
         reward: [data.reward] name of the reward, or `package.module:function`.
-        scorer_url: [scorer.url] where the scorer is; None only where none is needed: `random`, `oracle`, mode `dynamic`.
+        scorer_url: [scorer.url] where the scorer is; None only where none is needed: `random`, `oracle`, mode `dynamic`,
+            mode `filter`.
         scorer_api_key: its key; not for files. `load_config` takes it from the environment.
         scorer_api_key_env: [scorer.api_key_env] environment variable that holds the key.
         scorer_timeout: [scorer.timeout] seconds to wait for a reply.
@@ -106,7 +107,9 @@ class TrainConfig:
             they never fade, as in MoPPS.
         mode: `choose` scores a pool, then trains on the selection with fresh rollouts; `weight` scores each training
             batch and weights its groups, so that no rollout is spent on scoring; `dynamic` draws at random until each
-            batch is full of groups whose rewards differ (DAPO's dynamic sampling), with `strategy = "random"`.
+            batch is full of groups whose rewards differ (DAPO's dynamic sampling), with `strategy = "random"`; `filter`
+            draws at random too, and leaves out rollouts whose gradient contradicts the others of the batch (DTV's
+            leave-one-out).
         score_updates: in mode `choose`, also send the scorer the sketches of the problems trained on, taken out of the
             updates' own backwards, so that what it remembers of them is fresh.
         proposals: in mode `weight`, let the scorer say which problems to generate for, from features of the initial policy.
@@ -128,7 +131,8 @@ class TrainConfig:
             of a batched backward. `exact` does, and keeps the full validation gradient and takes exact products with it, so
             that alignments have no error of projection: memory of one more gradient. `forward` sends products of every
             rollout, out of one forward without a backward: strategies that compare candidates with one another are not for
-            it. The last two not with aggregation `normalized`.
+            it. Both not with aggregation `normalized`. `head` sends sketches of the gradient of the model's head alone
+            (LESSER), whose backward ends there.
         exact_alignments: true is `alignment = "exact"`.
         norms: with alignment `forward`, what products are divided by: `none` ranks by the products, `head` by products over
             the norm of the head's gradient, out of the same forward.
@@ -188,7 +192,7 @@ class TrainConfig:
     strategy: str = field(default="cosine", metadata=limits(choices=(*STRATEGIES, "oracle")))
     belief_discount: float = field(default=DISCOUNT, metadata=limits(low=0, high=1))
     belief_half_life: float | None = field(default=None, metadata=limits(low=1e-6))
-    mode: str = field(default="choose", metadata=limits(choices=("choose", "weight", "dynamic")))
+    mode: str = field(default="choose", metadata=limits(choices=("choose", "weight", "dynamic", "filter")))
     score_updates: bool = False
     proposals: bool = False
     proposal_pool: int = field(default=128, metadata=limits(low=1, high=MAX_POOL))
@@ -205,7 +209,7 @@ class TrainConfig:
     validation_decay: float = field(default=0.0, metadata=limits(low=0, high=1))
     train_on_validation: bool = False
     aggregation: str = field(default="pooled", metadata=limits(choices=AGGREGATIONS))
-    alignment: str = field(default="capture", metadata=limits(choices=("capture", "exact", "forward")))
+    alignment: str = field(default="capture", metadata=limits(choices=("capture", "exact", "forward", "head")))
     exact_alignments: bool = False
     norms: str = field(default="none", metadata=limits(choices=("none", "head")))
     rollout_weights: bool = False

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from gradalign.errors import SketchError
@@ -44,12 +44,21 @@ class GradientMeter:
 
     Args:
         model: the policy.
-        sketcher: made for it.
+        sketcher: made for it, or for its head.
         problems_per_backward: problems in one forward and backward; bounds memory.
+        head: of the model, where its gradient alone is taken: backwards then end at its input.
     """
 
-    def __init__(self, model: PreTrainedModel, sketcher: Sketcher, problems_per_backward: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        sketcher: Sketcher,
+        problems_per_backward: int,
+        *,
+        head: nn.Module | None = None,
+    ) -> None:
         self._model, self._sketcher, self._size = model, sketcher, problems_per_backward
+        self._head = head
         self._captures = True
 
     def measure(
@@ -82,6 +91,27 @@ class GradientMeter:
         if shares is None:
             self._model.zero_grad(set_to_none=True)
         return ProblemSketches(rows, *((None, None) if against is None else found.unbind(1)))
+
+    def of_rollouts(self, scored: ScoredRollouts) -> Tensor:
+        """Sketches of each rollout's share of its problem's gradient, float32 [P, G, dim] on the CPU.
+
+        Zeros for rollouts without an advantage, and, with a warning, for a batch whose gradients cannot be taken apart or
+        are not finite.
+        """
+        size = scored.rollouts.group_size
+        rows = torch.zeros(len(scored.problems), size, self._sketcher.dim)
+        for part in scored.signal_parts(self._size):
+            batch = _Batch(scored, part.cpu(), None, None)
+            index = torch.arange(len(part) * size, device=self._model.device)
+            try:
+                with self._sketcher.capture(index, keep_grad=False) as captured:
+                    self._losses(batch, batch.problems).sum().backward()
+            except SketchError as error:
+                logger.warning("The gradients of %d groups were not compared: %s", len(part), error)
+                self._model.zero_grad(set_to_none=True)
+                continue
+            rows[batch.problems] = captured.sketches.float().cpu().view(len(part), size, -1)
+        return rows
 
     def _batch(self, batch: _Batch) -> tuple[Tensor, Tensor]:
         """Sketches [n, dim], and products and norms [n, 2]."""
@@ -135,13 +165,21 @@ class GradientMeter:
         return exact.sketch.float().cpu(), torch.tensor([exact.dot, exact.norm], dtype=torch.float64)
 
     def _losses(self, batch: _Batch, problems: Tensor) -> Tensor:
-        return problem_losses(
-            self._model, batch.scored.rollouts.groups(problems.tolist()), batch.scored.advantages[problems]
-        )
+        handle = None if self._head is None else self._head.register_forward_pre_hook(_detached)
+        try:
+            groups = batch.scored.rollouts.groups(problems.tolist())
+            return problem_losses(self._model, groups, batch.scored.advantages[problems])
+        finally:
+            if handle is not None:
+                handle.remove()
 
     def _put_back(self, gradients: Mapping[str, Tensor]) -> None:
         for name, parameter in self._sketcher.named():
             parameter.grad = gradients.get(name)
+
+
+def _detached(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].detach(), *inputs[1:])
 
 
 @dataclass(frozen=True, slots=True)

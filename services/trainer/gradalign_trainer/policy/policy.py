@@ -129,6 +129,11 @@ class Policy:
                     parameter.grad = joined if parameter.grad is None else parameter.grad + joined
         return self._step()
 
+    def agreements(self, scored: ScoredRollouts) -> Tensor:
+        """How each rollout's gradient agrees with those of the others of the batch, float64 [P, G] on the CPU."""
+        assert isinstance(self.meter, SketchMeter), "the settings were not checked"
+        return self.meter.agreements(scored)
+
     def update_and_measure(self, scored: ScoredRollouts) -> tuple[float, Gradients]:
         """As `update`, and the gradients of the problems trained on, of the policy version before the step."""
         measured = self.meter.with_update(scored)

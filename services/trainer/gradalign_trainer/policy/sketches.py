@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from gradalign.errors import GradAlignError
 from gradalign.sketch import Sketcher
 from gradalign.wire.projection import Projection
 from gradalign_trainer.config.training import TrainConfig
 from gradalign_trainer.curriculum.measured import Measured
 from gradalign_trainer.grpo.rollouts import ScoredRollouts
+from gradalign_trainer.policy.agreement import agreements
 from gradalign_trainer.policy.gradients import GradientMeter, ProblemSketches
 from gradalign_trainer.policy.meter import Advance, FreshGradient, no_advance, validation_shares
 
-__all__ = ["SketchMeter"]
+__all__ = ["SketchMeter", "head_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,9 @@ class SketchMeter:
         self._config, self._device = config, model.device
         self._model = model
         self._exact = config.alignment == "exact"
-        self._sketcher = Sketcher(model, dim=config.dim, seed=config.projection_seed)
-        self._meter = GradientMeter(model, self._sketcher, config.problems_per_backward)
+        head = head_of(model) if config.alignment == "head" else None
+        self._sketcher = Sketcher(head or model, dim=config.dim, seed=config.projection_seed)
+        self._meter = GradientMeter(model, self._sketcher, config.problems_per_backward, head=head)
         self._kept: _ValidationGradient | None = None
         self.fresh: FreshGradient | None = None
 
@@ -72,6 +75,11 @@ class SketchMeter:
         )
         self._model.zero_grad(set_to_none=True)
         return measured
+
+    def agreements(self, scored: ScoredRollouts) -> Tensor:
+        """How each rollout's gradient agrees with those of all others of the batch, float64 [P, G]; see `agreements`."""
+        sketches = self._meter.of_rollouts(scored)
+        return agreements(sketches.flatten(0, 1)).view(sketches.shape[:2])
 
     def keep(self, version: int, decay: float | None) -> None:
         """Keep the gradient that `validation` took, with what decays of the one before."""
@@ -126,3 +134,18 @@ def _measured(scored: ScoredRollouts, sketched: ProblemSketches, dots_version: i
         dots=None if sketched.dots is None else sketched.dots.tolist(),
         dots_version=dots_version,
     )
+
+
+def head_of(model: PreTrainedModel) -> nn.Module:
+    """The layer that makes logits, whose gradient alone LESSER (arXiv 2610.03702) compares.
+
+    Raises:
+        GradAlignError: the model shows none that is trained.
+    """
+    head: nn.Module | None = model.get_output_embeddings()
+    if head is None or not any(parameter.requires_grad for parameter in head.parameters()):
+        raise GradAlignError(
+            "alignment = 'head' compares gradients of the model's head, and get_output_embeddings() of this model gives "
+            f"{'none' if head is None else 'one that is frozen'}. Train the head, or set alignment = 'capture'."
+        )
+    return head

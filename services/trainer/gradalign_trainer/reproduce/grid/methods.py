@@ -81,8 +81,15 @@ METHODS: Mapping[str, Method] = {
         {"strategy": "random", "mode": "dynamic", "batch_problems": 64},
         72,
     ),
+    "dtv": Method(
+        "full, without rollouts that contradict the others of their batch: DTV's leave-one-out",
+        {**_EVERYTHING, "mode": "filter"},
+        75,
+        5,
+    ),
     "oracle": Method("16 good problems an update: a filter that knows them", {"strategy": "oracle"}, 260, 15),
     "oracle-64": Method("64 good problems an update", {**_EVERYTHING, "strategy": "oracle"}, 85, 5),
+    "head": _scored("cosine", "cosine of the head's gradients alone: LESSER", rounds=46, alignment="head"),
     "cosine-exact": _scored("cosine", "cosine without projection", rounds=33, exact_alignments=True),
     "forward": _scored("dot", "product from forward passes alone: docs/forward.md", rounds=46, **_FORWARD),
     "forward-head": _scored(
@@ -103,7 +110,17 @@ PAPER_BASELINES = ("random", "accgreedy", "learnalign")
 """The paper compares with these, the modes of its reference implementation beside its own; its plain GRPO takes as
 many problems an update as its selections, which is `random` here. None of them sees the trusted problems."""
 
-BASELINES = (*PAPER_BASELINES, "posterior", "full", "accuracy_band", "norm", "full+val", *ON_TRUSTED_ONLY, "dapo")
+BASELINES = (
+    *PAPER_BASELINES,
+    "posterior",
+    "full",
+    "accuracy_band",
+    "norm",
+    "full+val",
+    *ON_TRUSTED_ONLY,
+    "dapo",
+    "dtv",
+)
 """And what a sceptic adds."""
 
 TUNED_ON: Mapping[str, Sequence[int]] = {"in-batch": (0,), "in-batch+val": (0,), "weights": (0,)}
