@@ -31,6 +31,7 @@ trackers = ["tensorboard"]
 """
 ASKING = 'run_id = "r"\noutput = "o"\n'
 LEAST = 'run_id = "r"\noutput = "o"\nstrategy = "random"\n'
+ANSWERED = '\n[scorer]\nurl = "http://h:1"'
 
 
 @pytest.fixture
@@ -162,10 +163,16 @@ def test_limits_hold_without_a_file_too(settings, fault):
         (f'{LEAST}mode = "weight"', "scorer.url is missing, and strategy = 'random' with mode = 'weight'"),
         (f"{ASKING}mode = 'dynamic'", "mode = \"dynamic\" draws at random and strategy = 'cosine'"),
         (f"{ASKING}mode = 'filter'", "mode = \"filter\" draws at random and strategy = 'cosine'"),
-        (f"{ASKING}strategy = 'posterior'\nmode = 'weight'", "strategy = 'posterior' chooses by pass rates alone"),
-        (f"{ASKING}strategy = 'posterior'\nscore_updates = true", "strategy = 'posterior' chooses by pass rates alone"),
         (
-            f"{ASKING}alignment = 'head'\nscore_updates = true",
+            f"{ASKING}strategy = 'posterior'\nmode = 'weight'{ANSWERED}",
+            "strategy = 'posterior' chooses by pass rates alone",
+        ),
+        (
+            f"{ASKING}strategy = 'posterior'\nscore_updates = true{ANSWERED}",
+            "strategy = 'posterior' chooses by pass rates alone",
+        ),
+        (
+            f"{ASKING}alignment = 'head'\nscore_updates = true{ANSWERED}",
             'alignment = "head" gives no sketches of whole gradients',
         ),
         (
