@@ -103,7 +103,7 @@ class Recipe:
         settings: dict[str, Any] = {
             **_COMMON,
             "seed": cell.seed,
-            "pool": trusted if alone else f"arithmetic:{regime}/pool",
+            "pool": trusted if alone else _pool(regime, method.pool),
             "validation": f"arithmetic:{regime}/validation",
             "heldout": f"arithmetic:{regime}/heldout",
             "evaluate_every": method.evaluate_every,
@@ -111,6 +111,11 @@ class Recipe:
         }
         settings["rounds"] = method.rounds if long else UPDATES // settings["updates_per_round"]
         return {**settings, **self.changes}
+
+
+def _pool(regime: str, limit: int | None) -> Any:
+    whole = f"arithmetic:{regime}/pool"
+    return whole if limit is None else {"kind": "arithmetic", "task": f"{regime}/pool", "limit": limit}
 
 
 def run_id(cell: Cell) -> str:

@@ -24,12 +24,14 @@ class Method:
         rounds: how many its runs have where all three budgets are read, enough for each on a machine like the one
             that docs/reproduction.md tells of.
         evaluate_every: rounds between evaluations; divides the rounds of equal updates.
+        pool: problems of the regime's pool that there are to choose from, its first ones; None for all 4,096.
     """
 
     note: str
     changes: Mapping[str, Any]
     rounds: int = 56
     evaluate_every: int = 3
+    pool: int | None = None
 
 
 def _scored(strategy: str, note: str, *, rounds: int = 56, **more: Any) -> Method:
@@ -53,10 +55,17 @@ METHODS: Mapping[str, Method] = {
     "random": Method("16 problems an update, at random", {"strategy": "random"}, 260, 15),
     "full": Method("GRPO on all 128 that others choose from, 64 an update", _EVERYTHING, 85, 5),
     "posterior": Method(
-        "16 of 128 an update by a draw from what is believed of their success rates: MoPPS",
-        {"strategy": "posterior"},
+        "16 of all 4,096 an update, by a draw from what is believed of their success rates: MoPPS",
+        {"strategy": "posterior", "pool_size": 4096, "select_fraction": 16 / 4096},
         260,
         15,
+    ),
+    "posterior-256": Method(
+        "the same out of 256, so that a problem comes again before its belief is old",
+        {"strategy": "posterior", "pool_size": 256, "select_fraction": 16 / 256},
+        260,
+        15,
+        pool=256,
     ),
     "accgreedy": _scored("accgreedy", "pass rate nearest to one half"),
     "accuracy_band": _scored("accuracy_band", "at random among pass rates from .2 to .8"),
@@ -113,6 +122,7 @@ many problems an update as its selections, which is `random` here. None of them 
 BASELINES = (
     *PAPER_BASELINES,
     "posterior",
+    "posterior-256",
     "full",
     "accuracy_band",
     "norm",
