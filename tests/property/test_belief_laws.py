@@ -83,7 +83,7 @@ def test_the_same_request_on_the_same_state_picks_the_same_in_any_order(batch, s
 
     def picked(places):
         columns = ProblemColumns.unpack([ids[i] for i in places], [None] * len(ids))
-        scores = drawn_worths(columns, Beliefs(counts[places], np.zeros(len(ids))), request, 8)
+        scores = drawn_worths(columns, Beliefs(counts[places], np.zeros(len(ids))), request)
         picks = picks_of(scores, request)
         return [scores.ids[i] for i in picks.indices], [scores.ids[i] for i in picks.explored]
 

@@ -166,8 +166,8 @@ class Selection(_Reply):
         run_id: the training job.
         policy_version: as sent.
         selected: the picked problems, best first.
-        priorities: the shrunken priority of each, None for a problem never scored; with `posterior`, the share of groups
-            with a signal at the rate that was drawn.
+        priorities: the shrunken priority of each, None for a problem never scored; with `posterior`, minus the distance
+            from one half of the rate that was drawn.
         explored: those of `selected` that the exploration share picked.
         request_id: as sent.
     """

@@ -92,6 +92,7 @@ class TestSelecting:
             assert client.select(10, **ask).selected == picked.selected
             assert all(0.125 < rates[i] < 0.875 for i in picked.selected)
             assert picked.priorities == sorted(picked.priorities, reverse=True)
+            assert all(-0.5 <= priority <= 0 for priority in picked.priorities)
             assert picked.explored == []
         assert client.select(10, **{**ask, "seed": 99}).selected != picked.selected
 
@@ -124,7 +125,7 @@ class TestOtherKinds:
         assert asked.alignments == plain.alignments
         assert believed(client, ["p0"]) == [[3.0, 3.0]]
         drawn = client.select(2, policy_version=0, strategy="posterior", exploration=0.0, cooldown=0)
-        assert all(0 < priority < 1 for priority in drawn.priorities)
+        assert all(-0.5 <= priority <= 0 for priority in drawn.priorities)
         best = client.select(1, policy_version=0, exploration=0.0, cooldown=0)  # by alignments, as ever
         assert best.selected == plain.problem_ids[:1]
         ranking = client.score(problem_ids, sketches, **spec, strategy="posterior")

@@ -6,29 +6,29 @@ import numpy as np
 import pytest
 
 from gradalign_scorer.posterior.beliefs import Beliefs
-from gradalign_scorer.posterior.thompson import drawn_rates, expected_signal, signal_chance
+from gradalign_scorer.posterior.thompson import drawn_rates, expected_signal
 
 
 def beliefs_of(*counts):
     return Beliefs(np.array(counts, dtype=np.float64), np.zeros(len(counts)))
 
 
-def test_the_chance_is_that_of_a_group_which_is_neither_all_right_nor_all_wrong():
-    rates = np.array([0.0, 0.25, 0.5, 1.0])
-    counted = [sum(math.comb(8, k) * p**k * (1 - p) ** (8 - k) for k in range(1, 8)) for p in rates]
-    assert signal_chance(rates, 8) == pytest.approx(counted)
+def signal_chance(rates, size):
+    """Of groups that are neither all right nor all wrong, counted by their successes."""
+    return sum(math.comb(size, k) * rates**k * (1 - rates) ** (size - k) for k in range(1, size))
+
+
+@pytest.mark.parametrize("size", [2, 3, 8, 16])
+def test_the_chance_falls_with_the_distance_from_one_half_whatever_the_size(size):
+    """So that a draw may pick by the distance, as MoPPS does."""
+    rates = np.random.default_rng(1).uniform(0.1, 0.9, 200)
+    assert np.argsort(-signal_chance(rates, size)).tolist() == np.argsort(np.abs(rates - 0.5)).tolist()
 
 
 def test_one_rollout_counts_for_two():
-    rates = np.linspace(0, 1, 11)
-    assert signal_chance(rates, 1) == pytest.approx(2 * rates * (1 - rates))
-
-
-@pytest.mark.parametrize("size", [2, 3, 8, 64])
-def test_it_ranks_by_the_distance_from_one_half_whatever_the_size(size):
-    """So that a draw picks what MoPPS picks, whose target is one half."""
-    rates = np.random.default_rng(1).uniform(0.2, 0.8, 200)
-    assert np.argsort(-signal_chance(rates, size)).tolist() == np.argsort(np.abs(rates - 0.5)).tolist()
+    beliefs = beliefs_of((3, 1), (0, 0))
+    assert expected_signal(beliefs, 1).tolist() == expected_signal(beliefs, 2).tolist()
+    assert expected_signal(beliefs, 2)[1] == pytest.approx(1 / 3)  # the mean of 2 p (1 - p)
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (4, 4), (0, 8), (3.5, 0.25), (40, 9)])

@@ -1,9 +1,11 @@
-"""What a problem is worth by its success rate: the chance that a group of rollouts has a signal, 1 - p^G - (1 - p)^G.
+"""What a problem is worth by its success rate p: the chance that a group of G rollouts has a signal, 1 - p^G - (1 - p)^G.
 
-A group whose rollouts all earn the same has no advantage and gives no gradient. The chance falls with the distance of p from
-one half whatever G is, so under one draw of the rates it picks the same problems as MoPPS (arXiv 2507.04632) with its target
-of one half. ARCUS (arXiv 2609.38018) has a bound on its mean under a Gaussian belief of arcsin(sqrt(p)) as one factor of its
-score; its other factor, a moving target, and its filter are not here.
+A group whose rollouts all earn the same has no advantage and gives no gradient. The chance falls with the distance of p
+from one half whatever G is, so under one draw of the rates the best are those nearest to one half, which MoPPS (arXiv
+2507.04632) takes. The distance tells apart what the chance, close to 1 for large G, no longer does in floating point.
+
+ARCUS (arXiv 2609.38018) has a bound on the chance under a Gaussian belief of arcsin(sqrt(p)) as one factor of its score; its
+other factor, a moving target, and its filter are not here.
 """
 
 from __future__ import annotations
@@ -17,20 +19,18 @@ import torch
 
 from gradalign_scorer.posterior.beliefs import Beliefs
 
-__all__ = ["drawn_rates", "expected_signal", "signal_chance"]
+__all__ = ["drawn_rates", "expected_signal"]
 
 Floats = npt.NDArray[np.float64]
 
 
-def signal_chance(rates: Floats, group_size: npt.ArrayLike) -> Floats:
-    """`1 - p^G - (1 - p)^G` at rates p [n]; G is at least 2, since one rollout has no advantage over itself."""
-    size = np.maximum(np.asarray(group_size, dtype=np.float64), 2.0)
-    chance: Floats = 1 - rates**size - (1 - rates) ** size
-    return chance
-
-
 def expected_signal(beliefs: Beliefs, group_size: npt.ArrayLike) -> Floats:
-    """The mean of `signal_chance` under each belief, [n], in [0, 1)."""
+    """The chance of a signal under each belief, [n], in [0, 1].
+
+    Args:
+        beliefs: about n problems.
+        group_size: G, [n] or one for all; at least 2, since one rollout has no advantage over itself.
+    """
     size = np.maximum(np.asarray(group_size, dtype=np.float64), 2.0) + np.zeros(len(beliefs.alpha))
     alike = _moment(beliefs.alpha, beliefs.beta, size) + _moment(beliefs.beta, beliefs.alpha, size)
     return np.clip(1 - alike, 0.0, 1.0)

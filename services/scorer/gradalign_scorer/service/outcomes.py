@@ -82,7 +82,6 @@ def _observed(request: ScoreRequest, strategy: str, scored: Scored) -> dict[str,
     return {
         "observed": observations(scored.pass_rates, sizes),
         "discount": DISCOUNT if request.discount is None else request.discount,
-        "group_size": int(np.median(sizes)),
     }
 
 

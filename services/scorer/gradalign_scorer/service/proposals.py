@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from gradalign import InvalidValue, SelectRequest
 from gradalign_scorer.posterior.beliefs import Beliefs
-from gradalign_scorer.posterior.thompson import drawn_rates, signal_chance
+from gradalign_scorer.posterior.thompson import drawn_rates
 from gradalign_scorer.ranking.predictor import Moments, Predictor
 from gradalign_scorer.ranking.scoring import Evidence
 from gradalign_scorer.ranking.selection import PickRule, Picks, StoredScores, pick
@@ -64,19 +64,17 @@ def picks_by_belief(request: SelectRequest, run: RunRecord) -> bool:
                 param="features",
             )
         return False
-    if request.strategy == "posterior" and run.group_size is None:
+    if request.strategy == "posterior" and not run.keeps_beliefs:
         raise InvalidValue(
             f"strategy 'posterior' picks by beliefs about success rates and run {run.run_id!r} keeps none; send discount "
             "with /score, with pass_rates and rollouts, or pass_rates and rollouts alone, in a run of their own.",
             param="strategy",
         )
-    return run.group_size is not None and "posterior" in (request.strategy, run.strategy)
+    return run.keeps_beliefs and "posterior" in (request.strategy, run.strategy)
 
 
-def drawn_worths(
-    columns: ProblemColumns, beliefs: Beliefs, request: SelectRequest, group_size: int | None
-) -> StoredScores:
-    """Scores whose priorities are the chances of a signal at rates that are drawn once from the beliefs.
+def drawn_worths(columns: ProblemColumns, beliefs: Beliefs, request: SelectRequest) -> StoredScores:
+    """Scores whose priorities are minus the distances from one half of rates that are drawn once from the beliefs.
 
     All are as fresh as the request, so that what is picked for exploration is drawn uniformly.
 
@@ -84,12 +82,11 @@ def drawn_worths(
         columns: what is remembered of the problems, n of them.
         beliefs: about them.
         request: its seed and policy version, and its run's name, decide the draw.
-        group_size: rollouts of a group.
     """
     scores = stored_scores(columns)
     faded = beliefs.faded(request.policy_version, request.half_life)
     key = (request.seed, request.policy_version, zlib.crc32(request.run_id.encode()))
-    worths = signal_chance(drawn_rates(scores.ids, faded, key), group_size or 2)
+    worths = -np.abs(drawn_rates(scores.ids, faded, key) - 0.5)
     fresh = np.full(len(scores.ids), float(request.policy_version))
     return dataclasses.replace(scores, priorities=worths, policy_versions=fresh)
 

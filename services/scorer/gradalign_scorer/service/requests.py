@@ -224,7 +224,7 @@ class Service:
         """What to pick by: beliefs, features, or priorities as last ranked."""
         if picks_by_belief(request, run):
             beliefs = await self.store.load_beliefs(request.run_id, columns.ids)
-            return await asyncio.to_thread(drawn_worths, columns, beliefs, request, run.group_size)
+            return await asyncio.to_thread(drawn_worths, columns, beliefs, request)
         if request.features is None:
             return stored_scores(columns)
         learned = await self._moments(request.run_id, request.features)

@@ -90,7 +90,7 @@ if moments ~= '' then redis.call('SET', moments_key, moments) end
 write_pairs('HSET', problems_key, writes)
 if observed ~= '' then
   write_pairs('HSET', beliefs_key, beliefs)
-  redis.call('HSET', meta, 'group_size', whole(request.group_size))
+  redis.call('HSET', meta, 'keeps_beliefs', '1')
 end
 if fresh > 0 then redis.call('HINCRBY', meta, 'problems', fresh) end
 if #ids > 0 then redis.call('RPUSH', unsorted_key, ARGV[3]) end

@@ -93,7 +93,6 @@ class ScoreCommit(Commit):
         of_rates: whether there is nothing but pass rates, which makes the run one of these.
         observed: float64 [n, 2], successes and failures to add to the beliefs; None where none is kept.
         discount: share of its earlier rollouts that each of these beliefs keeps.
-        group_size: rollouts of a group, for what `/select` says a problem is worth.
     """
 
     projection: Projection | None
@@ -115,7 +114,6 @@ class ScoreCommit(Commit):
     of_rates: bool = False
     observed: npt.NDArray[np.float64] | None = None
     discount: float = 1.0
-    group_size: int = 0
 
     @property
     def kind(self) -> str:
@@ -141,7 +139,6 @@ class ScoreCommit(Commit):
             "evidence_kept": self.evidence_kept,
             "moments_kept": 1.0 if self.moments is None else 0.5 ** (self.moments.count / HALF_LIFE),
             "belief_kept": self.discount,
-            "group_size": self.group_size,
         }
 
     def _evidence(self) -> npt.NDArray[np.floating[Any]]:

@@ -78,9 +78,9 @@ class RunRecord:
         return self.fields.get("strategy", "posterior" if self.kind == PASS_RATES else "cosine")
 
     @property
-    def group_size(self) -> int | None:
-        """Rollouts of a group, as last sent with pass rates that a belief is kept of; None where no belief is kept."""
-        return _int_or_none(self.fields.get("group_size"))
+    def keeps_beliefs(self) -> bool:
+        """Whether any belief about a success rate was ever written."""
+        return "keeps_beliefs" in self.fields
 
     @property
     def validation_version(self) -> int:
