@@ -12,7 +12,7 @@ from gradalign_trainer.rank.gradient import Rule
 
 __all__ = ["NEEDS_NO_VALIDATION", "RankSettings"]
 
-NEEDS_NO_VALIDATION = ("norm", "learnalign", "accgreedy", "accuracy_band", "random")
+NEEDS_NO_VALIDATION = ("norm", "learnalign", "accgreedy", "accuracy_band", "random", "posterior")
 WEIGHTS = ("*.safetensors", "*.bin", "config.json")
 
 
