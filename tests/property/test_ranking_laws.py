@@ -66,6 +66,7 @@ def continuous(seed, count=14, dim=40):
         "sketches": rng.standard_normal((count, dim)) * rng.lognormal(0, 1, (count, 1)),
         "ids": [f"p{i}" for i in range(count)],
         "pass_rates": rng.uniform(0, 1, count).tolist(),
+        "rollouts": [8] * count,
         "validation": unit(rng.standard_normal(dim)),
     }
 
