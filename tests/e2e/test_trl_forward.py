@@ -152,7 +152,7 @@ def test_products_that_do_not_hold_their_check_weigh_nothing(play, scorer, run_i
     caplog.set_level(logging.WARNING, "gradalign_trainer")
     trainer = play(kind=kind)
     trainer.train()
-    assert logged(trainer, "gradalign/fallbacks_unfit")[-1] == 4
+    assert logged(trainer, "gradalign/fallbacks_unmeasured")[-1] == 4
     # At each refresh that is due, not at every batch: it costs rollouts.
     assert caplog.text.count("No products can be taken with this validation gradient") == 2
     with Client(scorer.url, run_id=run_id) as client:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from gradalign import Client
-from gradalign.errors import DirectionError, NotFound, UnavailableError, ValidationMismatch, ValidationMissing
+from gradalign.errors import NotFound, UnavailableError, ValidationMismatch, ValidationMissing
 from gradalign.wire.projection import Projection
 from gradalign.wire.replies import Ranking, RefreshReply
 from gradalign_trainer.curriculum.measured import Gradients
@@ -65,9 +65,8 @@ class FailOpen(ABC):
         self.reasons[why] += 1
         return WORDS[why]
 
-    def unmeasured(self, error: DirectionError) -> None:
-        """No gradients could be measured: a new validation gradient has to be sent before anything is scored."""
-        logger.warning("No products can be taken along the validation gradient, which is taken anew: %s", error)
+    def unmeasured(self) -> None:
+        """No products can be had, or none that hold their check: first a new validation gradient has to be sent."""
         self.needs_validation, self._no_validation = self.wants_validation, UNMEASURED
 
     def snapshot(self, name: str) -> str | None:

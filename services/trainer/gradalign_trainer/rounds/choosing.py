@@ -73,7 +73,7 @@ def _update(shop: Workshop, scored: ScoredRollouts) -> float:
     try:
         norm, measured = shop.policy.update_and_measure(scored)
     except DirectionError as error:  # products come before the step
-        shop.curriculum.unmeasured(error)
+        shop.unmeasured(error)
         return shop.policy.update(scored)
     shop.curriculum.record(measured, policy_version=version)
     return norm

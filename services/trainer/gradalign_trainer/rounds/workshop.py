@@ -89,8 +89,13 @@ class Workshop:
         try:
             return measure()
         except DirectionError as error:
-            self.curriculum.unmeasured(error)
+            self.unmeasured(error)
             return None
+
+    def unmeasured(self, error: DirectionError) -> None:
+        """Say that there are no products, and that the next round takes a new validation gradient."""
+        logger.warning("No products can be taken along the validation gradient, which is taken anew: %s", error)
+        self.curriculum.unmeasured()
 
     def _validation_now(self) -> list[Problem]:
         """The trusted problems whose turn it is."""

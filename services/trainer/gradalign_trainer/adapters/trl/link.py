@@ -20,7 +20,7 @@ from gradalign_trainer.adapters.trl.config import GradAlignConfig
 from gradalign_trainer.curriculum.failopen import FailOpen
 from gradalign_trainer.curriculum.measured import Gradients
 from gradalign_trainer.curriculum.products import MeasuredProducts
-from gradalign_trainer.fallbacks import AWAY, UNFIT, Fallbacks
+from gradalign_trainer.fallbacks import AWAY, Fallbacks
 from gradalign_trainer.numerals import counted
 
 __all__ = ["ScorerLink"]
@@ -85,7 +85,7 @@ class ScorerLink(FailOpen):
             raise GradAlignError(
                 "no validation gradient could be measured (the log says why), and GradAlignConfig.fail_open is False."
             )
-        self.needs_validation, self._no_validation = True, UNFIT
+        super().unmeasured()
 
     def score(self, measured: Gradients, step: int) -> Ranking | None:
         """The scorer's ranking of a batch; None where it is away or has lost its validation gradient."""
