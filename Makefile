@@ -12,7 +12,7 @@ WORKERS ?= 2
 # One torch thread per process: the tests and the demo run two processes side by side.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo reproduce test test-long test-fast test-matrix lint format bench bench-sketch bench-scorer serve docs docs-serve reference \
+.PHONY: help install demo reproduce test test-long test-fast test-matrix test-adapters lint format bench bench-sketch bench-scorer serve docs docs-serve reference \
 	release-check clean
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,9 @@ test-fast: $(STAMP) ## unit and property tests that are not marked slow, for the
 test-matrix: $(STAMP) ## make test by two instruction sets, one and two threads, and beside a load; a table at the end
 	@ARGS="$(ARGS)" PYTHON=$(BIN)/python tests/matrix.sh
 
+test-adapters: ## the adapters' tests against releases of trainers, in environments of their own; ONLY=name for one
+	@$(PYTHON) scripts/adapters.py --torch "$(TORCH)" --index "$(TORCH_INDEX)" --workers $(WORKERS) --only "$(ONLY)" -- $(ARGS)
+
 lint: $(STAMP) ## ruff and mypy --strict
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
@@ -90,4 +93,4 @@ bench-sketch: $(STAMP) ## what sketches cost and how true they are; PEERS=folder
 	@if [ -n "$(PEERS)" ]; then PYTHONPATH=proto:services/trainer $(PEERS)/bin/python tests/bench/bench_peers.py; fi
 
 clean: ## remove what make made
-	rm -rf $(VENV) site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-adapters site dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
