@@ -10,7 +10,8 @@ with warnings.catch_warnings():
     from datasets import Dataset
 
     from gradalign_trainer.adapters.trl import GradAlignConfig
-    from gradalign_trainer.adapters.trl.alignment import alignment_of, check_supported
+    from gradalign_trainer.adapters.trl.alignment import alignment_of
+    from gradalign_trainer.adapters.trl.setups import check_supported
 
 from gradalign import GradAlignError
 
@@ -40,11 +41,23 @@ def test_what_needs_products_says_how_to_get_them(setting):
 
 FACTS = {
     "is_fsdp_enabled": False, "is_deepspeed_enabled": False, "_is_vlm": False, "num_iterations": 1,
-    "accelerator": SimpleNamespace(is_fsdp2=False),
+    "accelerator": SimpleNamespace(is_fsdp2=False, parallelism_config=None),
     "args": SimpleNamespace(steps_per_generation=2, gradient_accumulation_steps=2),
 }  # fmt: skip
-FSDP2 = {"is_fsdp_enabled": True, "accelerator": SimpleNamespace(is_fsdp2=True)}
+FSDP2 = {"is_fsdp_enabled": True, "accelerator": SimpleNamespace(is_fsdp2=True, parallelism_config=None)}
 UNALIGNED = {"args": SimpleNamespace(steps_per_generation=1, gradient_accumulation_steps=2)}
+
+
+def zero(stage, more=None, **settings):
+    """A model that DeepSpeed is to hold, by a configuration with these settings beside."""
+    found = {"zero_optimization": {"stage": stage, "offload_optimizer": {"device": "cpu"}, **settings}, **(more or {})}
+    plugin = SimpleNamespace(zero_stage=stage, deepspeed_config=found)
+    state = SimpleNamespace(deepspeed_plugin=plugin)
+    return {"is_deepspeed_enabled": True, "accelerator": SimpleNamespace(parallelism_config=None, state=state)}
+
+
+def meshed(**sizes):
+    return {"accelerator": SimpleNamespace(is_fsdp2=False, parallelism_config=SimpleNamespace(**sizes))}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +69,10 @@ UNALIGNED = {"args": SimpleNamespace(steps_per_generation=1, gradient_accumulati
         ({"strategy": "shrunken"}, {}, "forward"),
         ({"strategy": "learnalign"}, {}, "capture"),
         ({"alignment": "capture"}, {}, "capture"),
+        ({}, zero(2), None),
+        ({"alignment": "capture"}, zero(2), "capture"),
+        ({}, zero(3, offload_param={"device": "cpu"}, zero_quantized_gradients=True), "forward"),
+        ({}, meshed(dp_replicate_size=2, dp_shard_size=2, tp_size=1, cp_size=1, sp_size=1), None),
     ],
 )
 def test_the_alignment_follows_from_the_strategy_and_the_model(settings, facts, alignment):
@@ -67,7 +84,20 @@ def test_the_alignment_follows_from_the_strategy_and_the_model(settings, facts, 
 @pytest.mark.parametrize(
     ("settings", "facts", "words"),
     [
-        ({}, {"is_deepspeed_enabled": True}, "held by DeepSpeed.* Launch with FSDP2 .* or DDP"),
+        ({"alignment": "capture"}, zero(3), 'ZeRO-3, and sketches need whole parameters: take alignment="forward"'),
+        (
+            {},
+            zero(3, offload_param={"device": "nvme"}),
+            "offload_param.device keeps .* Set it to cpu or none, or .*FSDP2",
+        ),
+        ({}, zero(3, zero_hpz_partition_size=8), "zero_hpz_partition_size keeps .* Set it to 1"),
+        ({}, zero(3, mics_shard_size=4), "mics_shard_size keeps .* Set it to -1"),
+        ({}, zero(3, zero_quantized_weights=True), "zero_quantized_weights keeps .* Set it to false"),
+        ({}, zero(2, zenflow={"topk_ratio": 0.1}), "zenflow keeps .* Set it to null"),
+        ({}, zero(3, {"compile": {"deepcompile": True}}), "compile.deepcompile keeps .* Set it to false"),
+        ({}, zero(1, {"tensor_parallel": {"autotp_size": 2}}), "autotp_size keeps .* Set it to 0"),
+        ({}, meshed(tp_size=2), "tp_size = 2: several .* Leave tp_size at 1"),
+        ({}, meshed(tp_size=1, cp_size=4), "cp_size = 4: several .* Leave cp_size at 1"),
         ({}, {"is_fsdp_enabled": True}, "sharded by FSDP1.* Take FSDP2"),
         ({"alignment": "capture"}, FSDP2, 'sketches need whole parameters: take alignment="forward"'),
         ({"strategy": "diverse"}, FSDP2, r"with a strategy .* \(strategy = 'diverse' does not\)"),

@@ -14,6 +14,7 @@ from gradalign.sketch import Sketcher
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what TRL's import warns of is TRL's
     pytest.importorskip("trl")
+    from gradalign_trainer.adapters.trl.measuring.aside import gradients_aside
     from gradalign_trainer.adapters.trl.measuring.capture import GroupMeter
 
 GROUPS = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -106,3 +107,34 @@ def test_a_group_that_is_not_finite_stops_nothing_and_is_tried_again(batch, capl
 def test_a_batch_without_any_advantage_has_no_gradient(batch):
     batch["advantages"] = torch.zeros(6)
     assert not meter(Policy(), 6).measure(batch, GROUPS, 3).any()
+
+
+@pytest.mark.parametrize("einsum", [False, True])
+def test_hooks_that_wait_for_gradients_hear_nothing_of_ours(batch, einsum):
+    """As ZeRO's, which reduce what they hear of, and count it."""
+    model, heard = Policy(einsum=einsum), []
+    for name, parameter in model.named_parameters():
+        for number in range(2):
+            parameter.register_post_accumulate_grad_hook(lambda _, said=(name, number): heard.append(said))
+    assert meter(model, 6).measure(batch, GROUPS, 3).any()
+    assert heard == []
+    model.head.sum().backward()
+    assert heard == [("head", 0), ("head", 1)]
+
+
+def test_what_is_heard_instead_may_take_the_gradient():
+    weight, heard = nn.Parameter(torch.ones(2)), []
+    weight.register_post_accumulate_grad_hook(lambda _: heard.append("theirs"))
+    weight.grad = kept = torch.full((2,), 7.0)
+
+    def take(parameter):
+        heard.append(parameter.grad.tolist())
+        parameter.grad = None
+
+    with gradients_aside([weight], heard=take):
+        (3 * weight).sum().backward()
+        (4 * weight).sum().backward()
+    assert heard == [[3.0, 3.0], [4.0, 4.0]]
+    assert weight.grad is kept
+    weight.sum().backward()
+    assert heard[2:] == ["theirs"]

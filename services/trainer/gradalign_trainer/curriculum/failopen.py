@@ -59,9 +59,13 @@ class FailOpen(ABC):
         """Rounds or batches that went on without a ranking although one was wanted."""
         return self.reasons.total()
 
-    def count_fallback(self) -> str:
-        """One more went on without a ranking; why, in words."""
-        why = AWAY if self._away else self._no_validation
+    def count_fallback(self, why: str | None = None) -> str:
+        """One more went on without a ranking; why, in words.
+
+        Args:
+            why: one of `Fallbacks`' reasons; None where it is the scorer's or the validation gradient's.
+        """
+        why = why or (AWAY if self._away else self._no_validation)
         self.reasons[why] += 1
         return WORDS[why]
 

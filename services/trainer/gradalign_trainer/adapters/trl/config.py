@@ -57,6 +57,8 @@ class GradAlignConfig:
         aggregation: of the validation gradients: `pooled`, `mean` or `normalized`.
         dim: length of a sketch.
         offload: keep the validation gradient, and the copy of the trainable weights while products are taken, on the CPU.
+        checkpoint_gradient: keep the validation gradient of products with each checkpoint: as many bytes as the trainable
+            weights. Without it the batch behind a checkpoint takes a new one.
         seed: of the projection and of exploration.
         id_column: column with the problems' ids. Where the dataset has none, ids are made of the rows' content.
         exploration: `select`'s share of problems never scored or longest unscored.
@@ -84,6 +86,7 @@ class GradAlignConfig:
     aggregation: str = field(default="pooled", metadata=limits(choices=AGGREGATIONS))
     dim: int = field(default=8192, metadata=limits(low=1, high=1 << 20))
     offload: bool = False
+    checkpoint_gradient: bool = True
     seed: int = field(default=0, metadata=limits(low=0))
     id_column: str = "problem_id"
     exploration: float = field(default=0.5, metadata=limits(low=0, high=1))

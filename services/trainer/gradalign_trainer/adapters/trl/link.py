@@ -43,6 +43,7 @@ class ScorerLink(FailOpen):
 
     Attributes:
         alignment: as given; decided once the scorer was met.
+        validation_version: of the validation gradient that the scorer holds; None where none is known of.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class ScorerLink(FailOpen):
         self._step, self._resumed, self._snapshot = step, resumed, snapshot
         self._client: Client | None = None
         self._probe: Client | None = None
+        self.validation_version: int | None = None
         self.reasons = Fallbacks() if fallbacks is None else fallbacks
 
     def reachable(self) -> bool:
@@ -73,7 +75,9 @@ class ScorerLink(FailOpen):
 
     def refresh(self, measured: Gradients, step: int) -> None:
         """Replace the validation gradient; without a signal the one that the scorer holds stays."""
-        self._refreshed(measured, step)
+        reply = self._refreshed(measured, step)
+        if reply is not None:
+            self.validation_version = reply.validation_version
 
     def unmeasured(self) -> None:
         """No validation gradient could be measured: nothing is scored until another one is.
@@ -89,8 +93,8 @@ class ScorerLink(FailOpen):
 
     def score(self, measured: Gradients, step: int) -> Ranking | None:
         """The scorer's ranking of a batch; None where it is away or has lost its validation gradient."""
-        if isinstance(measured, MeasuredProducts) and self.validation is not None:
-            measured = replace(measured, version=self.validation.validation_version)
+        if isinstance(measured, MeasuredProducts):
+            measured = replace(measured, version=self.validation_version)
         return self._ranking(measured, step)
 
     def select(self, problem_ids: Sequence[str], count: int, step: int, batch: int) -> Selection | None:
@@ -190,7 +194,8 @@ class ScorerLink(FailOpen):
             raise _other_projection(self._config.run_id, f"it holds {held.projection['id']}, this run makes {ours.id}")
         if held.policy_version > self._step:
             raise _ahead(self._config, held.policy_version, self._step, resumed=self._resumed)
-        self.needs_validation = held.validation_version == 0
+        self.validation_version = held.validation_version or None
+        self.needs_validation = self.validation_version is None
 
 
 def _held(client: Client) -> RunState | None:

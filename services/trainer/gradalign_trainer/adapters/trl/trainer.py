@@ -24,19 +24,20 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from gradalign.errors import GradAlignError, SketchError
 from gradalign.sketch import Sketcher
-from gradalign_trainer.adapters.trl.alignment import CAPTURE, FORWARD, alignment_of, check_supported
+from gradalign_trainer.adapters.trl.alignment import CAPTURE, FORWARD, alignment_of
 from gradalign_trainer.adapters.trl.config import GradAlignConfig
 from gradalign_trainer.adapters.trl.figures import batch_figures
 from gradalign_trainer.adapters.trl.link import ScorerLink
 from gradalign_trainer.adapters.trl.measuring.aside import aside, scoring_batches
 from gradalign_trainer.adapters.trl.measuring.capture import GroupMeter
 from gradalign_trainer.adapters.trl.measuring.forward import ProductMeter
-from gradalign_trainer.adapters.trl.measuring.groups import Groups, grouped
+from gradalign_trainer.adapters.trl.measuring.groups import Batches, Groups, grouped
 from gradalign_trainer.adapters.trl.rows import dataset_ids, row_id
 from gradalign_trainer.adapters.trl.sampler import CurriculumSampler
+from gradalign_trainer.adapters.trl.setups import check_agreement, check_supported
 from gradalign_trainer.adapters.trl.state import CurriculumState
 from gradalign_trainer.curriculum.measured import Gradients
-from gradalign_trainer.fallbacks import Fallbacks
+from gradalign_trainer.fallbacks import UNMEASURED, Fallbacks
 
 __all__ = ["GradAlignGRPOTrainer", "GradAlignMixin"]
 
@@ -86,6 +87,7 @@ class GradAlignMixin(_Trainer):
         self._resumed: Path | None = None
         self._refreshed: int | None = None
         self._unmeasured = False
+        self._batches = Batches(lambda row: row_id(row, gradalign.id_column), fail_open=gradalign.fail_open)
         self._rewards = torch.zeros(0)
         self._selections = 0
         self._scoring = False
@@ -105,9 +107,10 @@ class GradAlignMixin(_Trainer):
     def begin_curriculum(self) -> None:
         """Meet the scorer, and settle how to measure; called when training begins, with the checkpoint loaded."""
         config, step = self.gradalign, self.state.global_step
+        check_agreement(config, {"train_dataset": self._pool, "validation_dataset": self._trusted})
         if self._alignment != FORWARD:
             self._sketcher = self._made_sketcher()
-        kept = CurriculumState.read(self._resumed)
+        kept = self._on_main(lambda: CurriculumState.read(self._resumed))
         self._refreshed = kept.refreshed
         self._link = ScorerLink(
             config,
@@ -143,7 +146,15 @@ class GradAlignMixin(_Trainer):
             else:
                 assert sketcher is not None
                 self._meter = GroupMeter(self, sketcher)
+            self._go_on_with_gradient(self._meter, link)
         return alignment is not None
+
+    def _go_on_with_gradient(self, meter: GroupMeter | ProductMeter, link: ScorerLink) -> None:
+        if self._resumed is None or self._refreshed is None:
+            return
+        version = self._on_main(lambda: link.validation_version)
+        if not meter.resume(self._resumed, version):
+            self._refreshed = None
 
     def end_curriculum(self) -> None:
         """Close the connections."""
@@ -196,7 +207,7 @@ class GradAlignMixin(_Trainer):
         if not model.training or self._scoring:
             plain: dict[str, Any] = super()._generate_and_score_completions(inputs)
             return plain
-        ids = [row_id(row, self.gradalign.id_column) for row in inputs]
+        ids = self._batches.names(inputs)
         began = time.monotonic()
         ready = self._validated()
         self._log_figure("seconds_validation", time.monotonic() - began)
@@ -217,10 +228,13 @@ class GradAlignMixin(_Trainer):
         meter = self._meter
         assert link is not None
         assert meter is not None
-        late = self._refreshed is None or step - self._refreshed >= self.gradalign.refresh_every
-        missing = self._on_main(lambda: link.needs_validation or not meter.ready)
-        # What cannot be measured costs rollouts at every try.
-        if late or (missing and not self._unmeasured):
+
+        def due() -> bool:
+            late = self._refreshed is None or step - self._refreshed >= self.gradalign.refresh_every
+            # What cannot be measured costs rollouts at every try.
+            return late or ((link.needs_validation or not meter.ready) and not self._unmeasured)
+
+        if self._on_main(due):
             measured = self._measured_validation(meter)
             self._unmeasured, self._refreshed = measured is None, step
             self._on_main(lambda: link.unmeasured() if measured is None else link.refresh(measured, step))
@@ -252,20 +266,22 @@ class GradAlignMixin(_Trainer):
             output = self._generate_and_score_completions([dict(row) for row in batch])
             yield grouped(self, [row[column] for row in batch], output, self._rewards)
 
-    def _score(self, ids: Sequence[str], output: dict[str, Any], *, ready: bool) -> None:
+    def _score(self, ids: Sequence[str | None], output: dict[str, Any], *, ready: bool) -> None:
         """Score the batch's groups and weigh their advantages."""
         link, meter, step = self._link, self._meter, self.state.global_step
         assert link is not None
         began = time.monotonic()
-        groups = grouped(self, ids, output, self._rewards)
-        measured = meter.candidates(groups) if ready and meter is not None and meter.ready else None
+        groups = self._batches.groups(self, ids, output, self._rewards)
+        wanted = ready and meter is not None and meter.ready
+        measured = meter.candidates(groups) if wanted and meter is not None and groups is not None else None
         self._log_figure("seconds_measuring", time.monotonic() - began)
 
         def ask() -> tuple[list[float] | None, dict[str, float]]:
             ranking = None if measured is None else link.score(measured, step)
-            if ranking is None:
-                link.count_fallback()
-            return None if ranking is None else groups.row_weights(ranking), batch_figures(link, ranking)
+            if ranking is None or groups is None:
+                link.count_fallback(UNMEASURED if wanted and measured is None else None)
+                return None, batch_figures(link, None)
+            return groups.row_weights(ranking), batch_figures(link, ranking)
 
         weights, figures = self._on_main(ask)
         if weights is not None and self.gradalign.weighs:
@@ -289,14 +305,16 @@ class GradAlignMixin(_Trainer):
         link, name = self._link, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         assert link is not None
         snapshot = self._on_main(lambda: link.snapshot(name))
-        if self._meter is not None and not self._meter.lasting:
-            self._meter.forget()
-            self._refreshed = None
+        folder = Path(self._get_output_dir(trial=trial)) / name
+        if self._meter is not None and not self.args.save_only_model:
+            version = self._on_main(lambda: link.validation_version)
+            if not self._meter.keep(folder, version):
+                self._refreshed = None
         if self.args.should_save:
             state = CurriculumState(
                 self.gradalign.run_id, snapshot, self._refreshed, link.fallbacks, dict(link.reasons)
             )
-            state.write(Path(self._get_output_dir(trial=trial)) / name)
+            state.write(folder)
 
 
 class GradAlignGRPOTrainer(GradAlignMixin, GRPOTrainer):

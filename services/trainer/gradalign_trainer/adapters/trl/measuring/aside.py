@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import nn
 
 __all__ = ["aside", "gradients_aside", "scoring_batches"]
 
@@ -34,14 +34,34 @@ def aside(trainer: Any, group_size: int) -> Iterator[None]:
 
 
 @contextmanager
-def gradients_aside(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Within the block `.grad` is None at first; behind it, it is the very tensor that it was."""
+def gradients_aside(
+    parameters: Sequence[nn.Parameter], heard: Callable[[nn.Parameter], None] | None = None
+) -> Iterator[None]:
+    """Within the block `.grad` is None at first; behind it, it is the very tensor that it was.
+
+    Hooks that wait for gradients hear nothing of the block's: DeepSpeed would take them for the training's.
+
+    Args:
+        parameters: all that are trained.
+        heard: called instead with each parameter that a backward has left its gradient at.
+    """
     kept = [(parameter, parameter.grad) for parameter in parameters]
+    waiting: list[Any] = [parameter._post_accumulate_grad_hooks for parameter in parameters]
+    hooks = [(each, dict(each)) for each in waiting if each]
+    handles = []
     try:
+        for each, _ in hooks:
+            each.clear()
+        if heard is not None:
+            handles = [parameter.register_post_accumulate_grad_hook(heard) for parameter in parameters]
         for parameter, _ in kept:
             parameter.grad = None
         yield
     finally:
+        for handle in handles:
+            handle.remove()
+        for each, before in hooks:
+            each.update(before)
         for parameter, gradient in kept:
             parameter.grad = gradient
 

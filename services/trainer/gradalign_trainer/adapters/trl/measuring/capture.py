@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,11 +36,9 @@ class GroupMeter:
 
     Attributes:
         ready: candidates can be measured: always, of sketches.
-        lasting: a resumed run goes on with the validation gradient: the scorer keeps it.
     """
 
     ready = True
-    lasting = True
 
     def __init__(self, trainer: Any, sketcher: Sketcher) -> None:
         self._accelerator, self._sketcher = trainer.accelerator, sketcher
@@ -68,8 +67,13 @@ class GroupMeter:
         """What is logged of the measuring: nothing, of sketches."""
         return {}
 
-    def forget(self) -> None:
-        """Let go of the validation gradient: the scorer has it, of sketches."""
+    def keep(self, _folder: Path, _version: int | None) -> bool:
+        """Whether a resumed run can go on with the validation gradient: the scorer has it, of sketches."""
+        return True
+
+    def resume(self, _folder: Path, _version: int | None) -> bool:
+        """As `keep`."""
+        return True
 
     def _measured(self, groups: Groups) -> Measured:
         names: Sequence[str] = groups.names

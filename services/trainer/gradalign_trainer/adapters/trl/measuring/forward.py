@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from gradalign.errors import DirectionError
 from gradalign.forward import Direction, MicroBatch
-from gradalign_trainer.adapters.trl.measuring.aside import gradients_aside
+from gradalign_trainer.adapters.trl.measuring.engines import engine_of
 from gradalign_trainer.adapters.trl.measuring.groups import Groups
+from gradalign_trainer.adapters.trl.measuring.kept import read_direction, write_direction
 from gradalign_trainer.adapters.trl.measuring.logprobs import LogProbs, Rollouts, rollouts_of
 from gradalign_trainer.curriculum.products import MeasuredProducts
 
@@ -54,16 +56,13 @@ class ProductMeter:
     Attributes:
         target: change of a token's log-prob that a step along the gradient makes, in nats: larger in 16 bits, whose
             rounding a small difference drowns in.
-        lasting: a resumed run goes on with the validation gradient: it is too large for a checkpoint, so none does.
     """
-
-    lasting = False
 
     def __init__(self, trainer: Any, config: Any) -> None:
         self._trainer, self._accelerator, self._config = trainer, trainer.accelerator, config
-        self._model = self._accelerator.unwrap_model(trainer.model)
+        self._engine = engine_of(trainer)
         self._logprobs = LogProbs(trainer)
-        narrow = any(p.requires_grad and p.element_size() < 4 for p in self._model.parameters())
+        narrow = any(p.requires_grad and p.element_size() < 4 for p in trainer.model.parameters())
         self.target = 0.1 if narrow or self._accelerator.mixed_precision != "no" else 0.02
         self._direction: Direction | None = None
         self._taken = False
@@ -81,6 +80,51 @@ class ProductMeter:
     def forget(self) -> None:
         """Let go of the validation gradient, and of the step that was found for it."""
         self._direction, self._taken = None, False
+
+    def keep(self, folder: Path, version: int | None) -> bool:
+        """Write the validation gradient beside a checkpoint; whether that was done, on every process.
+
+        Where not, this run takes a new one too: it and a resumed one stay the same.
+
+        Args:
+            folder: of the checkpoint.
+            version: of the gradient at the scorer.
+        """
+        state = self._direction.state_dict() if self._direction is not None and self._taken else {}
+        ranks = gather_object([{name: value for name, value in state.items() if name != "parts"}])
+        kept = version is not None and all(ranks) and self._config.checkpoint_gradient
+        failed: Exception | None = None
+        if version is not None and kept and (self._engine.shard is not None or self._trainer.args.should_save):
+            try:
+                write_direction(folder, state["parts"], ranks, self._engine.shard, version)
+            except OSError as error:
+                failed = error
+        try:
+            _agree(failed)
+        except DirectionError as error:
+            logger.warning("The validation gradient is not kept with %s, and is taken anew: %s", folder, error)
+            kept = False
+        if not kept:
+            self.forget()
+        return kept
+
+    def resume(self, folder: Path, version: int | None) -> bool:
+        """Go on with what `keep` wrote; whether that can be done, on every process."""
+        failed: Exception | None = None
+        direction = self._made()
+        try:
+            direction.load_state_dict(
+                read_direction(folder, self._accelerator.process_index, self._engine.shard, version)
+            )
+        except DirectionError as error:
+            failed = error
+        try:
+            _agree(failed)
+        except DirectionError as error:
+            logger.warning("The validation gradient is taken anew: %s", error)
+            return False
+        self._direction, self._taken = direction, True
+        return True
 
     def validation(self, batches: Iterable[Groups]) -> MeasuredProducts | None:
         """Take the validation gradient, and the products of its own problems with it; on every process.
@@ -159,22 +203,23 @@ class ProductMeter:
     def _take(self, rollouts: Sequence[Rollouts]) -> tuple[float, Iterator[Tensor]]:
         """The validation gradient's length, and the products of its own rows, float64 [n] each."""
         if self._direction is None:
-            several = self._accelerator.num_processes > 1 and not self._trainer.is_fsdp_enabled
-            group = torch.distributed.group.WORLD if several else None
-            self._direction = Direction(self._model, target=self.target, group=group, offload=self._config.offload)
+            self._direction = self._made()
         self._taken = False
-        with gradients_aside([p for p in self._model.parameters() if p.requires_grad]):
+        with self._engine.aside():
             failed: Exception | None = None
             try:
                 self._run_backward(rollouts)
             except RuntimeError as error:
                 failed = error
             _agree(failed)
-            self._add_up()
+            self._engine.add_up()
             length = self._direction.take()
         check = self._direction.check_of(self._logprobs, [_micro_batch(each) for each in rollouts])
         self._taken = True
         return length, iter(check.products)
+
+    def _made(self) -> Direction:
+        return self._engine.direction(target=self.target, offload=self._config.offload)
 
     def _products(self, rollouts: Rollouts) -> Tensor:
         assert self._direction is not None
@@ -187,41 +232,16 @@ class ProductMeter:
         return self._direction.products_of(self._logprobs, [replace(given, logprobs_at=None)])[0]
 
     def _run_backward(self, rollouts: Sequence[Rollouts]) -> None:
-        # FSDP2 averages gradients over the processes.
-        factor = self._accelerator.num_processes if self._trainer.is_fsdp_enabled else 1
-        with self._reducing(), self._same_random_numbers():
+        with self._same_random_numbers():
             for each in rollouts:
                 for inputs, shares in each.parts():
                     loss = -(self._logprobs.of(inputs, len(shares)) * shares).sum()
-                    (loss * factor).backward()
-
-    @contextmanager
-    def _reducing(self) -> Iterator[None]:
-        """Has FSDP2 reduce gradients here, where it may be told to wait for the end of an accumulation."""
-        if not self._trainer.is_fsdp_enabled:
-            yield
-            return
-        model: Any = self._trainer.model
-        model.set_requires_gradient_sync(True)
-        try:
-            yield
-        finally:
-            model.set_requires_gradient_sync(self._accelerator.sync_gradients)
+                    (loss * self._engine.factor).backward()
 
     def _same_random_numbers(self) -> AbstractContextManager[None]:
         """Behind the block, passes draw for dropout what the block drew."""
         device = self._accelerator.device
         return torch.random.fork_rng([device] if device.type == "cuda" else [])
-
-    def _add_up(self) -> None:
-        """The sum of the gradients over processes that hold whole weights, where DDP is not asked to make it."""
-        if self._accelerator.num_processes == 1 or self._trainer.is_fsdp_enabled:
-            return
-        for parameter in self._model.parameters():
-            if parameter.requires_grad:
-                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                torch.distributed.all_reduce(own)
-                parameter.grad = own
 
 
 def _micro_batch(rollouts: Rollouts) -> MicroBatch:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import Tensor
 from gradalign.errors import GradAlignError
 from gradalign.wire.replies import Ranking
 
-__all__ = ["Groups", "counted", "grouped"]
+__all__ = ["Batches", "Groups", "counted", "grouped"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,20 +65,24 @@ def counted(batch: Mapping[str, Any]) -> Tensor:
     return mask * batch["tool_mask"] if "tool_mask" in batch else mask
 
 
-def grouped(trainer: Any, ids: Sequence[str], batch: Mapping[str, Any], rewards: Tensor) -> Groups:
+def grouped(trainer: Any, ids: Sequence[str | None], batch: Mapping[str, Any], rewards: Tensor) -> Groups:
     """The groups of a batch, on every process.
 
     Args:
         trainer: a `trl.GRPOTrainer`.
-        ids: the problem of each of this process's rows.
+        ids: the problem of each of this process's rows; None where it has none, which was said.
         batch: what TRL made of them.
         rewards: float32, of all processes' rows.
 
     Raises:
-        GradAlignError: the batch is not in RepeatSampler's order.
+        GradAlignError: on all processes; the batch is not in RepeatSampler's order, or a row has no id.
     """
     accelerator, size = trainer.accelerator, int(trainer.num_generations or 1)
-    everyone: list[str] = gather_object(list(ids))
+    given: list[str | None] = gather_object(list(ids))
+    everyone = [name for name in given if name is not None]
+    if len(everyone) < len(given):
+        unnamed = len(given) - len(everyone)
+        raise GradAlignError(f"{unnamed} of {len(given)} rows have no problem id; the log says why.")
     names = everyone[::size]
     if any(everyone[row] != names[row // size] for row in range(len(everyone))):
         raise GradAlignError(
@@ -93,3 +100,57 @@ def grouped(trainer: Any, ids: Sequence[str], batch: Mapping[str, Any], rewards:
         pass_rates=rewards.view(-1, size).mean(dim=1).clamp(0, 1).cpu(),
         batch=batch,
     )
+
+
+class Batches:
+    """Names and groups the rows of a run's batches. Where that fails, the first stops the training, and later ones do not.
+
+    Args:
+        named: gives the problem id of a row, or raises GradAlignError.
+        fail_open: whether a batch may go on without a ranking.
+    """
+
+    def __init__(self, named: Callable[[Mapping[str, Any]], str], *, fail_open: bool) -> None:
+        self._named, self._fail_open = named, fail_open
+        self._began = self._said_unnamed = self._said_ungrouped = False
+
+    def names(self, rows: Sequence[Mapping[str, Any]]) -> list[str | None]:
+        """The problem ids of this process's rows; None for one that has none: the other processes must not wait."""
+        return [self._name(row) for row in rows]
+
+    def _name(self, row: Mapping[str, Any]) -> str | None:
+        try:
+            return self._named(row)
+        except GradAlignError as error:
+            if not self._said_unnamed:
+                logger.warning("A row of a batch: %s", error)
+            self._said_unnamed = True
+            return None
+
+    def groups(
+        self, trainer: Any, ids: Sequence[str | None], output: Mapping[str, Any], rewards: Tensor
+    ) -> Groups | None:
+        """The groups of a batch; None, on all processes, where it goes on without a ranking.
+
+        Args:
+            trainer: a `trl.GRPOTrainer`.
+            ids: what `names` gave.
+            output: what TRL made of the rows.
+            rewards: float32, of all processes' rows.
+
+        Raises:
+            GradAlignError: on all processes; the first batch cannot be grouped, or none may go on without a ranking.
+        """
+        try:
+            found = grouped(trainer, ids, output, rewards)
+        except GradAlignError as error:
+            if not (self._began and self._fail_open):
+                raise
+            if not self._said_ungrouped:
+                logger.warning(
+                    "Batches like this go on as plain GRPO, counted by gradalign/fallbacks_unmeasured: %s", error
+                )
+            self._said_ungrouped = True
+            return None
+        self._began = True
+        return found
