@@ -1,7 +1,7 @@
 """Tests the adapters against real trainers, each release in an environment of its own: `make test-adapters`.
 
-`tests/adapters.toml` lists the environments. Each is made once, in `.venv-adapters`, and made anew when its entry or
-pyproject.toml changes.
+`tests/adapters.toml` lists the environments. Each is made once, in `.venv-adapters`, and made anew when its
+requirements or pyproject.toml change.
 
 Needs Python 3.11 or newer with venv, and a package index; torch is installed as `make install` does it.
 """
@@ -58,13 +58,14 @@ class Environment:
         return self.folder / "bin"
 
     def install(self, tools: list[str], torch: str, index: str) -> None:
-        """Make it, unless it was made of the same entry and pyproject.toml.
+        """Make it, unless it was made of the same requirements and pyproject.toml.
 
         Raises:
             CalledProcessError: pip failed, whose words are above.
         """
         torch = self.torch or torch
-        made_of = f"{self!r} {tools} {torch} {(ROOT / 'pyproject.toml').read_text(encoding='utf-8')}"
+        own = (self.python, torch, self.extras, self.requirements, self.unisolated, self.settings, tools)
+        made_of = f"{own} {(ROOT / 'pyproject.toml').read_text(encoding='utf-8')}"
         stamp, digest = self.folder / ".installed", hashlib.sha256(made_of.encode()).hexdigest()
         if stamp.exists() and stamp.read_text(encoding="utf-8") == digest:
             return

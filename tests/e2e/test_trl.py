@@ -1,13 +1,10 @@
 """TRL's own GRPOTrainer with a curriculum: real runs, a real scorer, a tiny model on the CPU."""
 
-import json
 import logging
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig
 from trlkit import VALIDATION_REWARD, graded, make_trainer, rows
 
@@ -15,7 +12,6 @@ from gradalign import Client, GradAlignError
 from gradalign_trainer.adapters.trl import GradAlignGRPOTrainer
 from gradalign_trainer.worlds.regimes import make_world
 
-ROOT = Path(__file__).parents[2]
 pytestmark = [
     # What TRL, transformers and accelerate warn of is theirs.
     pytest.mark.filterwarnings("ignore"),
@@ -41,10 +37,6 @@ def problems_of(url, run_id):
 
 def logged(trainer, name):
     return [entry[name] for entry in trainer.state.log_history if name in entry]
-
-
-def weights(trainer):
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
 @BOTH
@@ -148,27 +140,6 @@ def test_each_generation_batch_is_scored_once(play, scorer, run_id, settings, ge
     assert logged(trainer, "gradalign/fallbacks")[-1] == 0
 
 
-@BOTH
-def test_a_resumed_run_goes_on_with_its_curriculum(play, scorer, run_id, tmp_path, alignment):
-    settings = {"save_strategy": "steps", "save_steps": 2}
-    settings["gradalign"] = {"refresh_every": 3, "alignment": alignment}
-    unbroken = play(**settings)
-    unbroken.train()
-    known, end = problems_of(scorer.url, run_id), weights(unbroken)
-    assert json.loads((tmp_path / "run/checkpoint-2/gradalign.json").read_text())["snapshot"] == "checkpoint-2"
-    resumed = play(**settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
-    assert [entry["step"] for entry in resumed.state.log_history if "reward" in entry] == [1, 2, 3, 4]
-    assert problems_of(scorer.url, run_id) == known
-    assert all(torch.equal(value, end[name]) for name, value in weights(resumed).items())
-
-    (tmp_path / "run/checkpoint-2/gradalign.json").unlink()
-    with pytest.raises(GradAlignError, match="is at step 3, and the checkpoint is at step 2"):
-        play(**settings).train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-2"))
-    with pytest.raises(GradAlignError, match="is at step 3, and this training begins at step 0"):
-        play(**settings).train()
-
-
 def test_another_lora_config_under_the_same_run_is_refused(play):
     settings = {"max_steps": 1, "gradalign": {"alignment": "capture"}}
     play(**settings, peft_config=LoraConfig(r=4, target_modules=["q_proj"])).train()
@@ -226,52 +197,6 @@ def test_a_run_may_be_told_to_stop_for_its_scorer(play):
         play(url="http://127.0.0.1:9", gradalign={"fail_open": False}).train()
 
 
-def two_processes(base, output, url, run_id, kind, engine, **settings):
-    """What two processes of one training ended with; groups of four over six rows a process: the middle one lies on both."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    program = [str(ROOT / "tests/support/trlkit.py"), str(base), str(output), url, run_id, kind]
-    program += [json.dumps(settings), engine]
-    ran = subprocess.run([*command, *program], capture_output=True, text=True, timeout=500, check=False)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    first, second = (json.loads((output / f"rank-{rank}.json").read_text()) for rank in range(2))
-    entries = [entry for entry in first["log"] if "gradalign/weight" in entry]
-    assert len(entries) == (0 if kind == "blind" else 4)
-    assert all(entry["reward"] <= 1 and entry["gradalign/fallbacks"] == 0 for entry in entries)
-    assert kind == "blind" or sum(row.times_scored for row in problems_of(url, run_id).values()) == 4 * 3
-    return first, second
-
-
-@pytest.mark.parametrize(
-    ("kind", "alignment"), [pytest.param("witness", "forward", marks=pytest.mark.long), ("plain", "capture")]
-)
-def test_two_processes_share_one_curriculum(base, scorer, run_id, tmp_path, kind, alignment):
-    gradalign = {"use": "both", "alignment": alignment}
-    first, second = two_processes(base, tmp_path, scorer.url, run_id, kind, "ddp", gradalign=gradalign)
-    assert first["weights"] == second["weights"]
-    assert kind == "plain" or max(first["apart"], second["apart"]) < 0.02
-
-
-ACCUMULATED = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 3}
-
-
-@pytest.mark.parametrize("settings", [{}, pytest.param(ACCUMULATED, marks=pytest.mark.long)])
-def test_a_model_sharded_by_fsdp2_is_aligned(base, scorer, run_id, tmp_path, settings):
-    first, second = two_processes(base, tmp_path, scorer.url, run_id, "witness", "fsdp2", **settings)
-    assert max(first["apart"], second["apart"]) < 0.02
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
-def test_updates_of_two_processes_are_bit_for_bit_what_they_would_be_without_measuring(
-    base, scorer, run_id, tmp_path, engine
-):
-    ends, settings = [], {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 3}
-    for kind in ("unweighted", "blind"):
-        found = two_processes(base, tmp_path, scorer.url, f"{run_id}-{kind}", kind, engine, **settings)
-        ends.append([rank["weights"] for rank in found])
-    assert ends[0] == ends[1]
-
-
 def test_a_streamed_dataset_is_weighed_and_cannot_be_selected_from(play, scorer, run_id):
     pool = rows(make_world("inverted", seed=3, pool=96, validation=8, heldout=24).pool).remove_columns("problem_id")
     play(pool=pool.to_iterable_dataset(), max_steps=2).train()
@@ -280,3 +205,24 @@ def test_a_streamed_dataset_is_weighed_and_cannot_be_selected_from(play, scorer,
     assert all(name.startswith("sha256-") for name in named)
     with pytest.raises(GradAlignError, match="Load it without streaming=True"):
         play(pool=pool.to_iterable_dataset(), gradalign={"use": "select"})
+
+
+def test_a_row_without_an_id_costs_its_batch_alone(play, run_id, caplog):
+    caplog.set_level(logging.WARNING, "gradalign_trainer")
+    problems = make_world("inverted", seed=3, pool=96, validation=8, heldout=24).pool
+
+    def streamed(nameless):
+        """Four problems are a batch."""
+        pool = [{**row, "problem_id": None} if number in nameless else row for number, row in enumerate(rows(problems))]
+        return Dataset.from_list(pool).to_iterable_dataset()
+
+    refused = play(pool=streamed([2]), shuffle_dataset=False)
+    with pytest.raises(GradAlignError, match=r"4 of 16 rows have no problem id; the log says why"):
+        refused.train()
+    refused.end_curriculum()
+    trainer = play(pool=streamed([6, 13]), run_id=f"{run_id}-later", shuffle_dataset=False)
+    trainer.train()
+    assert logged(trainer, "gradalign/fallback") == [0, 1, 0, 1]
+    assert logged(trainer, "gradalign/fallbacks_unmeasured")[-1] == 2
+    assert caplog.text.count("A row of a batch: problem_id = None") == 1 + 1
+    assert caplog.text.count("Batches like this go on as plain GRPO") == 1

@@ -1,17 +1,16 @@
-"""Runs of TRL's real GRPOTrainer with a curriculum, small enough for tests. As a program: one run, for torchrun."""
+"""Runs of TRL's real GRPOTrainer with a curriculum, small enough for tests."""
 
-import hashlib
-import json
-import sys
 import zlib
 from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import replace
 
-import fsdp2_on_cpu
 import torch
+import zero_on_cpu
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig
+from trl.trainer.grpo_trainer import add_fused_lm_head
 
 from gradalign_trainer.adapters.trl import GradAlignConfig, GradAlignGRPOTrainer
 from gradalign_trainer.adapters.trl.measuring.groups import grouped
@@ -143,16 +142,17 @@ class Witness(GradAlignGRPOTrainer):
         """Of TRL's loss without its normalizer, added over the processes."""
         metrics = self._metrics["train"]
         self._metrics["train"] = defaultdict(list)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        model = zero_on_cpu.plain(self.model, self.fused) if self.is_deepspeed_enabled else self.model
+        parameters = [p for p in model.parameters() if p.requires_grad]
         kept, processes = [p.grad for p in parameters], self.accelerator.num_processes
         try:
             for parameter in parameters:
                 parameter.grad = None
             tokens = output["num_items_in_batch"] * self.current_gradient_accumulation_steps
-            with self._meter._reducing():
-                loss = self._compute_loss(self.model, {**output, "advantages": advantages})
+            with self._meter._engine.aside() if self.is_fsdp_enabled else nullcontext():
+                loss = self._compute_loss(model, {**output, "advantages": advantages})
                 (loss * tokens / processes / self.args.steps_per_generation).backward()
-            found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+                found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
             if self.is_fsdp_enabled:
                 return [gradient * processes for gradient in found]
             for gradient in found if processes > 1 else ():
@@ -162,6 +162,10 @@ class Witness(GradAlignGRPOTrainer):
             self._metrics["train"] = metrics
             for parameter, gradient in zip(parameters, kept, strict=True):
                 parameter.grad = gradient
+
+    def fused(self, model):
+        """As TRL has a model for its own log-probs."""
+        add_fused_lm_head(model, temperature=self.temperature, outputs=("log_probs", "entropy"))
 
     @staticmethod
     def dot(one, other):
@@ -200,28 +204,3 @@ def apart(pairs):
 
 
 KINDS = {"plain": GradAlignGRPOTrainer, "witness": Witness, "unweighted": Unweighted, "blind": Blind}
-
-
-def main():
-    """`trlkit.py BASE OUTPUT URL RUN_ID KIND SETTINGS ENGINE`: trains, and writes what each process ended with."""
-    base, output, url, run_id, kind, settings, engine = sys.argv[1:]
-    torch.set_num_threads(1)
-    if engine == "fsdp2":
-        fsdp2_on_cpu.allow()
-    settings = {"per_device_train_batch_size": 6, **json.loads(settings)}
-    trainer = make_trainer(base, output, url, run_id, kind=KINDS[kind], **settings)
-    assert trainer.is_fsdp_enabled == (engine == "fsdp2")
-    trainer.train()
-    digest = hashlib.sha256()
-    for parameter in trainer.model.parameters():
-        # Of shards, those of this process.
-        digest.update(getattr(parameter, "_local_tensor", parameter).detach().contiguous().numpy().tobytes())
-    rank = trainer.accelerator.process_index
-    with open(f"{output}/rank-{rank}.json", "w") as file:
-        far = apart(trainer.compared) if kind == "witness" else None
-        json.dump({"weights": digest.hexdigest(), "apart": far, "log": trainer.state.log_history}, file)
-    trainer.accelerator.end_training()
-
-
-if __name__ == "__main__":
-    main()
