@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 from peft import LoraConfig
-from tiny_causal_lms import shrunken
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch import nn
+from transformers import AutoModelForCausalLM
 from trlkit import Blind, Unweighted, Witness, apart, graded, make_trainer
 
 from gradalign import Client, GradAlignError
@@ -97,13 +97,22 @@ def test_the_next_update_is_bit_for_bit_what_it_would_be_without_measuring(play,
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
 
 
+class Scaled(nn.Module):
+    """A norm and a weight behind it, in an einsum, which capture does not take apart."""
+
+    def __init__(self, norm, size):
+        super().__init__()
+        self.norm, self.scale = norm, nn.Parameter(torch.ones(size))
+
+    def forward(self, values):
+        return torch.einsum("btd,d->btd", self.norm(values), self.scale)
+
+
 def test_a_model_that_capture_refuses_is_aligned(play, base, run_id, caplog):
     def refused():
-        """It multiplies parameters with one another."""
-        torch.manual_seed(0)
-        config = shrunken(AutoConfig.for_model("diffllama", pad_token_id=0, eos_token_id=1))
-        config.vocab_size = AutoConfig.from_pretrained(base).vocab_size
-        return AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_pretrained(base)
+        model.model.norm = Scaled(model.model.norm, model.config.hidden_size)
+        return model
 
     trainer = play(kind=Witness, model=refused(), max_steps=2)
     trainer.train()
