@@ -17,7 +17,7 @@ WORDS: Mapping[str, str] = {
     AWAY: "the scorer was away",
     NO_SIGNAL: "no validation problem had a signal",
     UNFIT: "the scorer held no validation gradient that fits",
-    UNMEASURED: "products along the validation gradient did not hold their self-check",
+    UNMEASURED: "it could not be measured: products did not hold their self-check, or a row had no id",
     UNKNOWN: "counted before reasons were kept",
 }
 
