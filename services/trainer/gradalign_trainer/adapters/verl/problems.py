@@ -7,7 +7,7 @@ in all three are one problem, of which one row is drawn at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,21 +41,28 @@ def problem_id(row: Mapping[str, Any], prompt_key: str = "prompt") -> str:
     return stable_id(row[prompt_key], truth, "" if row.get("data_source") is None else str(row["data_source"]))
 
 
-def mark_problems(dataset: Any, prompt_key: str = "prompt") -> ProblemRows:
+def mark_problems(
+    dataset: Any, prompt_key: str = "prompt", trusted_sources: Collection[str] = frozenset()
+) -> ProblemRows:
     """Write ids into the rows of verl's `RLHFDataset`, and find which rows are whose.
 
     Args:
         dataset: its `dataframe` is a `datasets.Dataset`, or a list of rows.
         prompt_key: column of the prompt.
+        trusted_sources: rows with one of these as `data_source` are marked as trusted.
 
     Raises:
         GradAlignError: a problem is both trusted and a candidate, or nothing is left to train on.
     """
     rows = dataset.dataframe
+
+    def marked(row: Mapping[str, Any]) -> dict[str, Any]:
+        return {"extra_info": _marked(row, prompt_key, trusted_sources)}
+
     if hasattr(rows, "map"):
-        dataset.dataframe = rows.map(lambda row: {"extra_info": _marked(row, prompt_key)}, load_from_cache_file=False)
+        dataset.dataframe = rows.map(marked, load_from_cache_file=False)
     else:
-        dataset.dataframe = [{**row, "extra_info": _marked(row, prompt_key)} for row in rows]
+        dataset.dataframe = [{**row, **marked(row)} for row in rows]
     parts: tuple[dict[str, list[int]], dict[str, list[int]]] = ({}, {})
     for place, row in enumerate(dataset.dataframe):
         info = row["extra_info"]
@@ -72,8 +79,12 @@ def mark_problems(dataset: Any, prompt_key: str = "prompt") -> ProblemRows:
     return ProblemRows(pool, trusted)
 
 
-def _marked(row: Mapping[str, Any], prompt_key: str) -> dict[str, Any]:
-    return {**(row.get("extra_info") or {}), "problem_id": problem_id(row, prompt_key)}
+def _marked(row: Mapping[str, Any], prompt_key: str, trusted_sources: Collection[str]) -> dict[str, Any]:
+    info = {**(row.get("extra_info") or {}), "problem_id": problem_id(row, prompt_key)}
+    if trusted_sources:  # in every row, since a table's rows have the same keys
+        trusted = str(row.get("data_source")) in trusted_sources or info.get("gradalign") == TRUSTED
+        info["gradalign"] = TRUSTED if trusted else ""
+    return info
 
 
 def batch_problem_ids(batch: Any) -> tuple[list[str], list[bool]]:

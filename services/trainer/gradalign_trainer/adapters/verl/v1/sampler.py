@@ -1,0 +1,117 @@
+"""`CurriculumSampler`: the order of verl's dataset, batch by batch, with validation problems in some of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+from torch.utils.data import Sampler
+
+from gradalign_trainer.adapters.verl.problems import ProblemRows
+
+__all__ = ["Choose", "CurriculumSampler"]
+
+Choose: TypeAlias = Callable[[Sequence[str], int, int], Sequence[str]]
+"""From the ids of all candidates, how many to take, and a number of the draw, to the ids taken: as many, or fewer."""
+
+
+class CurriculumSampler(Sampler[int]):
+    """Yields rows; a batch is drawn when its first row is asked for.
+
+    Every `refresh_every` draws, and every other one while the run has no validation gradient, trusted problems come
+    first. The rest of the batch is what `choose` gives, filled up in the order of an epoch: shuffled, or the dataset's.
+
+    Args:
+        rows: of the dataset, by problem.
+        batch_size: rows of a draw: verl's `train_batch_size`.
+        refresh_every: draws between those that trusted problems join.
+        trusted_share: the most of a draw that they take.
+        seed: of the order.
+        shuffle: whether the order is random.
+        choose: which candidates to take.
+        missing: whether the run has no validation gradient.
+
+    Attributes:
+        joins: whether trusted problems join at all.
+    """
+
+    def __init__(
+        self,
+        rows: ProblemRows,
+        batch_size: int,
+        *,
+        refresh_every: int,
+        trusted_share: float,
+        seed: int,
+        shuffle: bool,
+        choose: Choose,
+        missing: Callable[[], bool],
+    ) -> None:
+        self._rows, self._size = rows, batch_size
+        self._every, self._share = refresh_every, trusted_share
+        self._seed, self._shuffle = seed, shuffle
+        self._choose, self._missing = choose, missing
+        self._pool, self._all = list(rows.pool), {**rows.pool, **rows.trusted}
+        self._length = sum(len(own) for own in self._all.values())
+        self._queue: list[int] = []
+        self._yielded = self._draws = self._passed = 0
+        self.joins = True
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[int]:
+        while self._yielded < self._length:
+            if not self._queue:
+                self._queue = self._draw()
+            self._yielded += 1
+            yield self._queue.pop(0)
+        self._yielded = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands, for a checkpoint of the data loader."""
+        return {"yielded": self._yielded, "draws": self._draws, "passed": self._passed, "queue": list(self._queue)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._yielded, self._draws = state["yielded"], state["draws"]
+        self._passed, self._queue = state["passed"], list(state["queue"])
+
+    def _draw(self) -> list[int]:
+        rng = random.Random(f"verl/{self._seed}/{self._draws}")
+        trusted = self._trusted(rng)
+        count = self._size - len(trusted)
+        chosen = list(self._choose(self._pool, min(count, len(self._pool)), self._draws))
+        chosen += self._next(count - len(chosen), set(chosen))
+        self._draws += 1
+        return [rng.choice(self._all[name]) for name in (*trusted, *chosen)]
+
+    def _trusted(self, rng: random.Random) -> list[str]:
+        due = self._draws % self._every == 0 or (self._draws % 2 == 0 and self._missing())
+        if not (due and self.joins):
+            return []
+        most = max(1, min(int(self._size * self._share), len(self._rows.trusted)))
+        return rng.sample(list(self._rows.trusted), min(most, self._size - 1))
+
+    def _next(self, count: int, taken: set[str]) -> list[str]:
+        """The next candidates in the order of the epoch that are not taken yet; taken ones too where no others are left."""
+        found: list[str] = []
+        while len(found) < count:
+            name = self._order(self._passed // len(self._pool))[self._passed % len(self._pool)]
+            self._passed += 1
+            if name not in taken or len(taken) >= len(self._pool):
+                found.append(name)
+                taken.add(name)
+        return found
+
+    def _order(self, epoch: int) -> Sequence[str]:
+        if not self._shuffle:
+            return self._pool
+        if self._shuffled[0] != epoch:
+            order = list(self._pool)
+            random.Random(f"verl/order/{self._seed}/{epoch}").shuffle(order)
+            self._shuffled = (epoch, order)
+        return self._shuffled[1]
+
+    _shuffled: tuple[int, Sequence[str]] = (-1, ())
