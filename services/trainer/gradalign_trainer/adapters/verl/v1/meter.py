@@ -123,7 +123,7 @@ class EngineMeter:
             length = direction.take()
         with self._engine.eval_mode(disable_auto_offload=True):
             check = direction.check_of(self._logprobs, [rows.micro_batch(at_hand=False)])
-        rows.put(check.products, found)
+        rows.put(check.products[0], found)
         self._direction = direction
         return length
 

@@ -91,10 +91,9 @@ class BatchRows:
         return self._measured(self.part(trusted=False), products, rollout_weights=rollout_weights)
 
     def factors(self, ranking: Ranking) -> Tensor:
-        """What each row's advantages are multiplied by, float32 [B]: the weight of its rollout or problem, in [0, 1]."""
+        """What each row's advantages are multiplied by, float32 [B]: the weight of its rollout or problem; 0 if not ranked."""
         weights = ranking.weight_of()
-        # Not ranked are rows that fill up, that are trusted, and those without a token that counts.
-        factors = torch.tensor([weights.get(name, 1.0) for name in self.problem_ids])
+        factors = torch.tensor([weights.get(name, 0.0) for name in self.problem_ids])
         if ranking.rollout_weights is not None:
             each = dict(zip(ranking.problem_ids, ranking.rollout_weights, strict=True))
             for group in self.part(trusted=False):

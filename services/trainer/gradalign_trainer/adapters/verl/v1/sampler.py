@@ -89,7 +89,7 @@ class CurriculumSampler(Sampler[int]):
 
     def _trusted(self, rng: random.Random) -> list[str]:
         due = self._draws % self._every == 0 or (self._draws % 2 == 0 and self._missing())
-        if not (due and self.joins):
+        if not (due and self.joins and self._rows.trusted):
             return []
         most = max(1, min(int(self._size * self._share), len(self._rows.trusted)))
         return rng.sample(list(self._rows.trusted), min(most, self._size - 1))
