@@ -21,6 +21,9 @@ from gradalign_trainer.worlds.tinymodel import byte_tokenizer, tiny_model
 class Device:
     """torch.cpu, which counts no memory."""
 
+    def get_device_name(self, index=0):
+        return "CPU"
+
     def __getattr__(self, name):
         return getattr(torch.cpu, name, lambda *args, **named: (0, 0) if name == "mem_get_info" else 0)
 

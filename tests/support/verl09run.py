@@ -70,6 +70,7 @@ def configuration(folder, steps, options):
                 "actor_rollout_ref.actor.optim.lr=1e-3",
                 "actor_rollout_ref.rollout.name=vllm",
                 "actor_rollout_ref.rollout.nnodes=1",
+                "actor_rollout_ref.rollout.calculate_log_probs=False",
                 f"actor_rollout_ref.rollout.n={ROLLOUTS}",
                 "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4",
                 "algorithm.adv_estimator=grpo",

@@ -24,10 +24,10 @@ from verl.workers.utils.padding import no_padding_2_padding
 from gradalign.errors import DirectionError, GradAlignError
 from gradalign.forward import Direction, MicroBatch
 
-__all__ = ["CANDIDATES", "SHARES", "VALIDATED", "EngineMeter", "Products"]
+__all__ = ["CANDIDATES", "SHARES", "VALIDATED", "EngineMeter", "Products", "one_a_row"]
 
 VALIDATED, CANDIDATES = "gradalign_validated", "gradalign_candidates"
-"""Columns, float32 [B] or [B, 1]: what a token's advantage is multiplied by in the loss of its problem; 0 where not measured."""
+"""Columns, float32, one a row: what a token's advantage is multiplied by in the loss of its problem; 0 where not measured."""
 
 SHARES = "gradalign_shares"
 _NEEDED = ("input_ids", "position_ids", "loss_mask", "prompts", "responses", "response_mask", "advantages")
@@ -164,9 +164,8 @@ class EngineMeter:
 
     def _rows(self, data: Any, column: str) -> _Rows | None:
         """The rows that have a signal, filled up so that all ranks run as many; None where none on any rank has."""
-        factor = data[column].reshape(-1, *[1] * (data["advantages"].dim() - 1)).float()
         padded = data.select("response_mask", "advantages").to_padded_tensor()
-        shares = padded["advantages"].float() * padded["response_mask"] * factor
+        shares = padded["advantages"].float() * padded["response_mask"] * one_a_row(data[column])[:, None].float()
         own = shares.ne(0).any(1).nonzero()[:, 0].tolist()
         everyone = _gathered((len(own), bool(torch.isfinite(shares).all())))
         if not all(finite for _, finite in everyone):  # on all ranks, or the others would wait
@@ -242,6 +241,11 @@ class _Rows:
     def put(self, products: Tensor, found: Tensor) -> None:
         """Add products of these rows, float64 [n], to those of the batch."""
         found[self.own] += products[: len(self.own)].cpu()
+
+
+def one_a_row(column: Tensor) -> Tensor:
+    """A column with one number a row, [B]; TransferQueue gives it back jagged, or as [B, 1]."""
+    return (column.values() if column.is_nested else column).reshape(-1)
 
 
 def _check(engine: Any) -> None:

@@ -32,7 +32,7 @@ from gradalign.errors import GradAlignError
 from gradalign.wire.replies import Ranking
 from gradalign_trainer.adapters.verl.problems import mark_problems
 from gradalign_trainer.adapters.verl.v1.link import ScorerLink
-from gradalign_trainer.adapters.verl.v1.meter import CANDIDATES, VALIDATED
+from gradalign_trainer.adapters.verl.v1.meter import CANDIDATES, VALIDATED, one_a_row
 from gradalign_trainer.adapters.verl.v1.rows import COLUMNS, BatchRows, batch_rows
 from gradalign_trainer.adapters.verl.v1.sampler import CurriculumSampler
 from gradalign_trainer.adapters.verl.v1.settings import SECTION, GradAlignSettings
@@ -180,7 +180,7 @@ class GradAlignMixin(PPOTrainer):  # type: ignore[misc]
         answer = self.actor_rollout_wg.measure_alignment(asked)
         found = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=[PRODUCTS])
         each = answer.extra_info[MEASURED]
-        return found[PRODUCTS].reshape(-1).double(), _of_all_ranks(each if isinstance(each, list) else [each])
+        return one_a_row(found[PRODUCTS]).double(), _of_all_ranks(each if isinstance(each, list) else [each])
 
     def _write(self, batch: Any, rows: BatchRows, columns: Any, factors: Tensor | None) -> None:
         """Weigh the advantages of candidates, and take validation rows out of every term of the loss, as verl does filling rows."""
