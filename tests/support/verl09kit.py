@@ -120,6 +120,7 @@ def engine(folder, *, dtype="fp32", strategy="fsdp2", dynamic=False, micro=2, pa
         infer_max_token_len_per_gpu=32,
         **named,
     )
+    torch.manual_seed(0)  # LoRA's first matrices are drawn
     made = EngineRegistry.new(
         model_type="language_model",
         backend=strategy,

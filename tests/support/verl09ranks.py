@@ -16,7 +16,7 @@ from gradalign_trainer.adapters.verl.v1.meter import CANDIDATES, VALIDATED, Engi
 
 TOKENS = [
     [5, 6, 7, 8, 9], [5, 6, 7, 8], [10, 11, 12, 13, 14, 15], [10, 11, 12, 1],  # validated on: two problems
-    [20, 21, 22, 23], [20, 21, 24, 25, 26], [30, 31, 32], [30, 31, 33, 34, 35], [40, 41, 42, 43], [40, 41, 44],
+    [5, 6, 7, 8], [5, 6, 9, 8, 7], [10, 11, 13], [10, 11, 12, 14, 15], [6, 7, 8, 9], [6, 7, 5],
     [3, 3], [3, 3],  # fill up
 ]  # fmt: skip
 LENGTHS = [3, 2, 3, 2, 2, 3, 1, 3, 2, 1, 1, 1]
@@ -108,12 +108,12 @@ def given(rank, world, folder):
     """verl's own old log-probs spare a pass; those of another policy are not used."""
     worker = kit.engine(folder)
     meter, mine = EngineMeter(worker), rows_of(rank, world)
-    plain = meter.measure(batch(mine))
     with worker.engine.eval_mode():
         own = meter._logprobs(batch(mine))
     lengths = [LENGTHS[row] for row in mine]
     right = kit.jagged([row[:length] for row, length in zip(own, lengths, strict=True)], torch.float32)
     wrong = kit.jagged([torch.full((length,), -3.0) for length in lengths], torch.float32)
+    plain = meter.measure(batch(mine, old_log_probs=right))
     passes = []
 
     def counting(data, loss, forward_only=False):
@@ -154,7 +154,7 @@ def refused(rank, world, folder):
     said = {}
     plain = kit.engine(folder)
     others = {
-        "fsdp1": kit.engine(folder, strategy="fsdp"),
+        "unsharded": _with(plain, module=kit.model()),  # FSDP1 needs a GPU to be made, and is refused likewise
         "ulysses": _with(plain, ulysses_sequence_parallel_size=2),
         "float16": _with(plain, scaler=object()),
     }
@@ -167,7 +167,7 @@ def refused(rank, world, folder):
 
 
 def _with(worker, **named):
-    engine = SimpleNamespace(module=worker.engine.module, **named)
+    engine = SimpleNamespace(**{"module": worker.engine.module, **named})
     return SimpleNamespace(engine=engine, engine_config=worker.engine_config, model_config=worker.model_config)
 
 

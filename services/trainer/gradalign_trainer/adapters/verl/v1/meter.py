@@ -7,8 +7,9 @@ it is sharded, packed and put on devices, stays verl's business.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ VALIDATED, CANDIDATES = "gradalign_validated", "gradalign_candidates"
 """Columns, float32, one a row: what a token's advantage is multiplied by in the loss of its problem; 0 where not measured."""
 
 SHARES = "gradalign_shares"
+logger = logging.getLogger(__name__)
 _NEEDED = ("input_ids", "position_ids", "loss_mask", "prompts", "responses", "response_mask", "advantages")
 _MODEL_INPUTS = ("multi_modal_inputs",)
 
@@ -121,9 +123,7 @@ class EngineMeter:
                 failed = error
             _agree(failed)
             length = direction.take()
-        with self._engine.eval_mode(disable_auto_offload=True):
-            check = direction.check_of(self._logprobs, [rows.micro_batch(at_hand=False)])
-        rows.put(check.products[0], found)
+        rows.put(self._sparing(rows, lambda given: direction.check_of(self._logprobs, [given]).products), found)
         self._direction = direction
         return length
 
@@ -131,17 +131,19 @@ class EngineMeter:
         rows = self._rows(data, CANDIDATES)
         if rows is None:
             return
-        assert self._direction is not None
+        direction = self._direction
+        assert direction is not None
+        rows.put(self._sparing(rows, lambda given: direction.products_of(self._logprobs, [given])), found)
+
+    def _sparing(self, rows: _Rows, take: Callable[[MicroBatch], Sequence[Tensor]]) -> Tensor:
+        """What `take` gives with the log-probs that verl has; without them where they are the generator's or an older policy's."""
         with self._engine.eval_mode(disable_auto_offload=True):
-            given = rows.micro_batch(at_hand=True)
-            try:
-                products = self._direction.products_of(self._logprobs, [given])[0]
-            except DirectionError:
-                if given.logprobs_at is None:
-                    raise
-                # Those of the generator, or of an older policy.
-                products = self._direction.products_of(self._logprobs, [rows.micro_batch(at_hand=False)])[0]
-        rows.put(products, found)
+            if rows.logprobs_at is not None:
+                try:
+                    return take(rows.micro_batch(at_hand=True))[0]
+                except DirectionError as error:
+                    logger.info("verl's old_log_probs are not used for products: %s", error)
+            return take(rows.micro_batch(at_hand=False))[0]
 
     def _run_backward(self, rows: _Rows) -> None:
         ranks = self._engine.get_data_parallel_size()
