@@ -2,8 +2,9 @@
 
     python verl09run.py FOLDER STEPS [verl's options]
 
-Stand-ins are three: what generates (random responses, rewarded by their first token, in the place of vLLM or SGLang), what
-hands weights over to that, and the workers that compute rewards. Prints a line of JSON for each step.
+`DROP=column` in the environment has agent loops lose a column. Stand-ins are three: what generates (random responses,
+rewarded by their first token, in the place of vLLM or SGLang), what hands weights over to that, and the workers that compute
+rewards. Prints a line of JSON for each step.
 """
 
 import json
@@ -11,8 +12,8 @@ import os
 import random
 import sys
 
+os.environ.setdefault("VERL_USE_EXTERNAL_MODULES", "verl09kit")  # the platform, in every process
 os.environ.update(
-    VERL_USE_EXTERNAL_MODULES="verl09kit",  # the platform, in every process
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     RAY_DEDUP_LOGS="0",
     RAY_USAGE_STATS_ENABLED="0",
@@ -181,20 +182,20 @@ def main(folder, steps, *options):
 
         def _compute_advantage(self, batch, metrics):
             batch = super()._compute_advantage(batch, metrics)
-            fields = ["extra_info", "advantages", "response_mask"]
+            fields = ["data_source", "advantages", "response_mask"]
             data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+            columns = (list(data["data_source"]), batch.tags, data["advantages"].unbind(), data["response_mask"].unbind())
             rows = [
-                [info["problem_id"], info["gradalign"], bool(tag.get("is_padding")), float(adv.abs().sum()), int(mask.sum())]
-                for info, tag, adv, mask in zip(
-                    list(data["extra_info"]), batch.tags, data["advantages"].unbind(), data["response_mask"].unbind(), strict=True
-                )
+                [source, bool(tag.get("is_padding")), float(advantages.abs().sum()), int(mask.sum())]
+                for source, tag, advantages, mask in zip(*columns, strict=True)
             ]
-            print("STEP " + json.dumps({"rows": rows, "metrics": {k: float(v) for k, v in metrics.items() if "gradalign" in k}}))
+            figures = {name: float(value) for name, value in metrics.items() if name.startswith("gradalign/")}
+            print("STEP " + json.dumps({"rows": rows, "figures": figures}))
             return batch
 
     trainer = OnCpu(config)
     trainer.init()
-    generating = Generating(kit.tokenizer())
+    generating = Generating(kit.tokenizer(), drop=os.environ.get("DROP", "").split(","))
     trainer.fit(generating)
     print("DONE " + json.dumps({"prompts": generating.prompts, "steps": trainer.global_steps}))
 

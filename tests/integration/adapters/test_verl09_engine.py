@@ -156,7 +156,7 @@ def test_what_cannot_be_measured_is_said_by_all_ranks_alike(seen):
     ("engine", "words"),
     [
         ("unsharded", "cannot say where its shards lie; set actor_rollout_ref.actor.strategy=fsdp2"),
-        ("ulysses", "set actor_rollout_ref.actor.ulysses_sequence_parallel_size=1"),
+        ("ulysses", "set actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=1"),
         ("float16", "set mixed_precision.param_dtype to bf16 or fp32"),
     ],
 )

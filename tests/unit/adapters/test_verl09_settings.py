@@ -1,5 +1,9 @@
 """The section `gradalign` of verl's configuration: what is missing, unknown or out of range is said with its fix."""
 
+import dataclasses
+import re
+from pathlib import Path
+
 import pytest
 
 from gradalign_trainer.adapters.verl.v1.settings import GradAlignSettings
@@ -52,3 +56,12 @@ def test_values_that_cannot_be_used_are_refused(name, value, words):
 def test_either_use_alone(use, weighs, selects):
     settings = GradAlignSettings.from_section({**GIVEN, "use": use})
     assert (settings.weighs, settings.selects) == (weighs, selects)
+
+
+def test_the_table_of_the_guide_is_whole():
+    page = (Path(__file__).parents[3] / "docs/adapters-verl.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z_]+)` \| (\S+) \|", page, re.MULTILINE))
+    fields = {field.name: field.default for field in dataclasses.fields(GradAlignSettings)}
+    told = {name: {dataclasses.MISSING: "required", (): "none", False: "false"}.get(value, value) for name, value in fields.items()}
+    told |= {"seed": 0, "exploration": 0.25}  # 0 is equal to False
+    assert rows == {name: str(value).removesuffix(".0") for name, value in told.items()}

@@ -254,7 +254,7 @@ def _check(engine: Any) -> None:
     if int(getattr(engine, "ulysses_sequence_parallel_size", 1)) > 1:
         raise GradAlignError(
             "Ulysses sequence parallelism gives the same rows to several ranks, whose products would count twice; set "
-            "actor_rollout_ref.actor.ulysses_sequence_parallel_size=1."
+            "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=1."
         )
     if not isinstance(getattr(engine, "module", None), FSDPModule):
         raise GradAlignError(

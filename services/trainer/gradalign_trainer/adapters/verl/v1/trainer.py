@@ -65,7 +65,7 @@ class GradAlignMixin(PPOTrainer):  # type: ignore[misc]
             config.trainer.v1.trainer_mode = self.mode
         super().__init__(config)
         self._link = ScorerLink(self._gradalign)
-        self._off = False
+        self._off, self._said = False, ""
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
@@ -148,8 +148,7 @@ class GradAlignMixin(PPOTrainer):  # type: ignore[misc]
         ranking: Ranking | None = None
         if link.reachable():
             products, found = self._measured(batch, rows, pooled=pooled)
-            if found["fault"]:
-                logger.warning("No products can be taken of this batch: %s", found["fault"])
+            self._say(found["fault"], lasting=found["lasting"])
             if not found["held"]:
                 link.unmeasured()
             elif found["length"] is not None:
@@ -162,6 +161,14 @@ class GradAlignMixin(PPOTrainer):  # type: ignore[misc]
             link.count_fallback()
         metrics.update({f"gradalign/{name}": value for name, value in _figures(link, ranking).items()})
         return rows.factors(ranking) if ranking is not None and settings.weighs else None
+
+    def _say(self, fault: str, *, lasting: bool) -> None:
+        """A fault of measuring, once for all batches that follow with the same."""
+        if lasting:
+            raise GradAlignError(f"the actor's workers cannot measure: {fault}")
+        if fault and fault != self._said:
+            logger.warning("No products can be taken of this batch, and of those to come while this lasts: %s", fault)
+        self._said = fault
 
     def _measured(self, batch: Any, rows: BatchRows, *, pooled: bool) -> tuple[Tensor, dict[str, Any]]:
         """The products of all rows, float64 [B], and what the workers say of them."""
@@ -230,6 +237,12 @@ def _check_actor(config: Any) -> None:
         raise GradAlignError(
             f"actor_rollout_ref.actor.strategy = {actor.strategy!r}: products are taken in FSDP2's shards, and this engine "
             "cannot say where its shards lie. Set actor_rollout_ref.actor.strategy=fsdp2."
+        )
+    ranks = OmegaConf.select(config, "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size") or 1
+    if int(ranks) > 1:
+        raise GradAlignError(
+            f"actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size = {ranks}: it gives the same rows to several "
+            "ranks, whose products would count twice. Set it to 1."
         )
 
 

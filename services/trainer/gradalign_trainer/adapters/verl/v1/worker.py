@@ -31,13 +31,17 @@ class MeasuringWorker(ActorRolloutRefWorker):  # type: ignore[misc]
 
         Returns:
             A `TensorDict` with the column `PRODUCTS`, float64 [B], and beside it `MEASURED`: `length`, `held`, `figures` and
-            `fault` of `Products`.
+            `fault` of `Products`, and whether the fault is `lasting`: no other batch can be measured either.
         """
+        lasting = False
         try:
             if self._meter is None:
                 self._meter = EngineMeter(self.actor, offload=bool(tu.get(data, OFFLOAD, False)))
             found = self._meter.measure(data)
         except GradAlignError as error:  # on all ranks alike, before any of them waits for another
             found = Products(torch.zeros(len(data), dtype=torch.float64), None, False, {}, str(error))
-        figures = {"length": found.length, "held": found.held, "figures": dict(found.figures), "fault": found.fault}
-        return tu.get_tensordict({PRODUCTS: found.values}, {MEASURED: figures})
+            lasting = True
+        said = {"length": found.length, "held": found.held, "figures": dict(found.figures)}
+        return tu.get_tensordict(
+            {PRODUCTS: found.values}, {MEASURED: {**said, "fault": found.fault, "lasting": lasting}}
+        )

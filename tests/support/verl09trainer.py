@@ -1,0 +1,97 @@
+"""verl 0.9's registry, trainer base, dataset and data loader with the plugin in them; no Ray: `python verl09trainer.py FOLDER`.
+
+Prints what was seen as JSON. The plugin is loaded as verl's entry points are, by an import of `verl` behind its own.
+"""
+
+import json
+import logging
+import sys
+
+import verl09kit  # noqa: F401
+import verl09run
+from omegaconf import OmegaConf
+from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
+
+from gradalign import GradAlignError
+from gradalign_trainer.adapters.verl.v1.worker import MeasuringWorker
+
+GIVEN = ["+gradalign.scorer_url=http://127.0.0.1:9", "+gradalign.run_id=a", "+gradalign.retries=0"]
+TRUSTED = "+gradalign.trusted_sources=[trusted]"
+
+
+def made(folder, *options):
+    config = verl09run.configuration(folder, 8, options)
+    return TRAINER_REGISTRY[config.trainer.v1.trainer_mode](config)
+
+
+def with_loader(folder, *options):
+    trainer = made(folder, *options)
+    trainer.global_steps = 0
+    trainer._init_tokenizer()
+    trainer._init_dataloader()
+    return trainer
+
+
+def drawn(trainer, batches):
+    found = []
+    for _ in range(batches):
+        batch = trainer._fetch_one_gen_batch()
+        infos = [getattr(info, "data", info) for info in batch["extra_info"]]
+        found.append([[info["problem_id"], info["gradalign"]] for info in infos])
+    return found
+
+
+def refusal(folder, *options):
+    try:
+        with_loader(folder, *options)
+    except GradAlignError as error:
+        return str(error)
+    return ""
+
+
+def main(folder):
+    logged = []
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(record.getMessage())
+    logging.getLogger("gradalign_trainer").addHandler(handler)
+    seen = {"registry": sorted(TRAINER_REGISTRY)}
+    seen["refused"] = {
+        "settings": refusal(folder),
+        "strategy": refusal(folder, *GIVEN, TRUSTED, "actor_rollout_ref.actor.strategy=fsdp"),
+        "ulysses": refusal(
+            folder, *GIVEN, TRUSTED, "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=2"
+        ),
+        "untrusted": refusal(folder, *GIVEN),
+        "unknown": refusal(folder, *GIVEN, "+gradalign.trusted_sources=[elsewhere]"),
+        "only trusted": refusal(folder, *GIVEN, "+gradalign.trusted_sources=[trusted,sums]"),
+    }
+    trainer = with_loader(folder, *GIVEN, TRUSTED, "+gradalign.refresh_every=2")
+    seen["mode"] = [trainer.config.trainer.v1.trainer_mode, trainer.trainer_mode]
+    seen["workers"] = trainer.train_dataloader.num_workers
+    first = drawn(trainer, 3)
+    state = trainer.train_dataloader.state_dict()
+    seen["drawn"], seen["straight"] = first, drawn(trainer, 2)
+    again = with_loader(folder, *GIVEN, TRUSTED, "+gradalign.refresh_every=2")
+    again.train_dataloader.load_state_dict(state)
+    seen["again"] = drawn(again, 2)
+    alone = with_loader(folder, *GIVEN, TRUSTED, "trainer.v1.trainer_mode=gradalign_colocate_async")
+    seen["one by one"] = [batch[0] for batch in drawn(alone, 8)]
+    seen["async mode"] = alone.trainer_mode
+    trainer._init_resource_pool_mgr()
+    seen["worker"] = [cls.__ray_actor_class__ is MeasuringWorker for cls in trainer.role_worker_mapping.values()]
+    away = list(logged)
+    logged.clear()
+    trainer._say("a", lasting=False)
+    trainer._say("a", lasting=False)
+    trainer._say("", lasting=False)
+    trainer._say("a", lasting=False)
+    seen["faults"] = list(logged)
+    logged.clear()
+    seen["failed"] = [trainer._guarded(lambda: 1 / 0), trainer._guarded(lambda: [][0]), trainer._choose(["a"], 1, 0)]
+    seen["joins"], seen["off"], seen["away"] = trainer._sampler.joins, list(logged), away
+    print("SEEN " + json.dumps(seen))
+    assert OmegaConf.select(trainer.config, "gradalign.run_id") == "a"
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
