@@ -138,7 +138,7 @@ def jagged(rows, dtype=torch.long):
 
 
 def batch(tokens, lengths, advantages, **columns):
-    """A `TensorDict` as `update_actor` is given it: row i is `tokens[i]`, of which the last `lengths[i]` are the response."""
+    """A `TensorDict` as `update_actor` is given it: row i is `tokens[i]`, its last `lengths[i]` the response."""
     from verl.utils import tensordict_utils as tu
 
     masks = [[1] * length for length in lengths]

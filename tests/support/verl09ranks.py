@@ -27,7 +27,9 @@ LAST = 10
 
 
 def shares(first, last):
-    return torch.tensor([1 / tokens if first <= row < last else 0.0 for row, tokens in enumerate(GROUP_TOKENS)])[:, None]
+    return torch.tensor([1 / tokens if first <= row < last else 0.0 for row, tokens in enumerate(GROUP_TOKENS)])[
+        :, None
+    ]
 
 
 def rows_of(rank, world, order=None):
@@ -78,7 +80,13 @@ def products(rank, world, folder, **settings):
     found = meter.measure(batch(mine))
     same = all(map(torch.equal, before, whole(worker.engine.module.parameters())))
     left = [name for name, p in worker.engine.module.named_parameters() if p.grad is not None]
-    return {"rows": mine, **measured(found), "same": same, "left": left, "drew": not torch.equal(state, torch.get_rng_state())}
+    return {
+        "rows": mine,
+        **measured(found),
+        "same": same,
+        "left": left,
+        "drew": not torch.equal(state, torch.get_rng_state()),
+    }
 
 
 def next_update(rank, world, folder):

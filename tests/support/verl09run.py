@@ -184,7 +184,12 @@ def main(folder, steps, *options):
             batch = super()._compute_advantage(batch, metrics)
             fields = ["data_source", "advantages", "response_mask"]
             data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
-            columns = (list(data["data_source"]), batch.tags, data["advantages"].unbind(), data["response_mask"].unbind())
+            columns = (
+                list(data["data_source"]),
+                batch.tags,
+                data["advantages"].unbind(),
+                data["response_mask"].unbind(),
+            )
             rows = [
                 [source, bool(tag.get("is_padding")), float(advantages.abs().sum()), int(mask.sum())]
                 for source, tag, advantages, mask in zip(*columns, strict=True)

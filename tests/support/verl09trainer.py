@@ -1,4 +1,4 @@
-"""verl 0.9's registry, trainer base, dataset and data loader with the plugin in them; no Ray: `python verl09trainer.py FOLDER`.
+"""verl 0.9's registry, trainer base, dataset and data loader with the plugin in them, without Ray: `verl09trainer.py FOLDER`.
 
 Prints what was seen as JSON. The plugin is loaded as verl's entry points are, by an import of `verl` behind its own.
 """
@@ -87,7 +87,7 @@ def main(folder):
     trainer._say("a", lasting=False)
     seen["faults"] = list(logged)
     logged.clear()
-    seen["failed"] = [trainer._guarded(lambda: 1 / 0), trainer._guarded(lambda: [][0]), trainer._choose(["a"], 1, 0)]
+    seen["failed"] = [trainer._guarded(lambda: 1 / 0), trainer._guarded(lambda: int("x")), trainer._choose(["a"], 1, 0)]
     seen["joins"], seen["off"], seen["away"] = trainer._sampler.joins, list(logged), away
     print("SEEN " + json.dumps(seen))
     assert OmegaConf.select(trainer.config, "gradalign.run_id") == "a"

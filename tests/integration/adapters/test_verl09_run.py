@@ -1,4 +1,4 @@
-"""Whole runs of verl 0.9 on the CPU, two ranks under Ray, with a real scorer: weighed, chosen, resumed, and without a scorer.
+"""Whole runs of verl 0.9 on the CPU, two ranks under Ray, a real scorer: weighed, chosen, resumed, and without a scorer.
 
 What generates is a stand-in, since verl's rollout engines need a GPU; see `verl09run.py`.
 """
@@ -80,7 +80,9 @@ def test_a_run_is_weighed_chosen_and_resumed(tmp_path, scorer, run_id):
     assert "global_step_4" in said
     assert "is not at the scorer" not in said
     assert len(resumed) == 2
-    assert any(row[0] == "trusted" for row in resumed[0]["rows"])  # the engine's validation gradient went with the process
+    assert any(
+        row[0] == "trusted" for row in resumed[0]["rows"]
+    )  # the engine's validation gradient went with the process
     with Client(scorer.url, run_id=run_id) as client:
         assert client.run().policy_version == 5
         assert client.run().epoch == state.epoch + 1

@@ -1,4 +1,4 @@
-"""verl 0.9's registry, trainer base, dataset and data loader with the plugin in them; in a process of its own, since verl warns."""
+"""verl 0.9's registry, trainer base, dataset and data loader with the plugin in them, in a process of their own."""
 
 import json
 import os
@@ -23,7 +23,8 @@ def seen(tmp_path_factory):
     modules = "verl09kit,gradalign_trainer.adapters.verl.v1.plugin"
     script = (
         "import sys, verl09kit, verl09run, verl09trainer;"
-        "verl09kit.save_model(sys.argv[1] + '/model'); verl09run.write_problems(sys.argv[1]); verl09trainer.main(sys.argv[1])"
+        "verl09kit.save_model(sys.argv[1] + '/model'); verl09run.write_problems(sys.argv[1]);"
+        "verl09trainer.main(sys.argv[1])"
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script, str(folder)],
@@ -85,7 +86,9 @@ def test_actors_are_ours(seen):
 
 
 def test_a_scorer_that_is_away_is_said_once(seen):
-    assert len([line for line in seen["away"] if "The scorer at http://127.0.0.1:9 is away" in line]) == 3  # of three runs
+    assert (
+        len([line for line in seen["away"] if "The scorer at http://127.0.0.1:9 is away" in line]) == 3
+    )  # of three runs
 
 
 def test_a_fault_of_measuring_is_said_once_while_it_lasts(seen):

@@ -79,7 +79,14 @@ def test_what_goes_to_the_scorer():
 
 
 def ranking(**named):
-    lists = {"priorities": [1.0], "weights": [0.5], "alignments": [1.0], "selected": [], "no_signal": [], "rejected": []}
+    lists = {
+        "priorities": [1.0],
+        "weights": [0.5],
+        "alignments": [1.0],
+        "selected": [],
+        "no_signal": [],
+        "rejected": [],
+    }
     plain = {"validation_version": 1, "validation_policy_version": 1, "strategy": "dot", "norms": None, **lists}
     return Ranking(run_id="r", policy_version=1, problem_ids=["a"], **{**plain, **named})
 
@@ -99,7 +106,9 @@ def test_weights_of_rollouts_are_of_the_group_that_was_measured():
 def test_a_column_that_did_not_arrive_is_named(name):
     given = columns()
     del given[name]
-    with pytest.raises(GradAlignError, match=f"the columns {name} of the batch did not arrive; expected uid, .* Does an"):
+    with pytest.raises(
+        GradAlignError, match=f"the columns {name} of the batch did not arrive; expected uid, .* Does an"
+    ):
         batch_rows(given, TAGS)
 
 
@@ -107,5 +116,5 @@ def test_a_column_that_did_not_arrive_is_named(name):
 def test_a_row_without_an_id_is_named(given):
     broken = columns()
     broken["extra_info"][3] = given
-    with pytest.raises(GradAlignError, match="row 3 of the batch has extra_info .* without a problem_id"):
+    with pytest.raises(GradAlignError, match=r"row 3 of the batch has extra_info .* without a problem_id"):
         batch_rows(broken, TAGS)

@@ -62,6 +62,9 @@ def test_the_table_of_the_guide_is_whole():
     page = (Path(__file__).parents[3] / "docs/adapters-verl.md").read_text()
     rows = dict(re.findall(r"^\| `([a-z_]+)` \| (\S+) \|", page, re.MULTILINE))
     fields = {field.name: field.default for field in dataclasses.fields(GradAlignSettings)}
-    told = {name: {dataclasses.MISSING: "required", (): "none", False: "false"}.get(value, value) for name, value in fields.items()}
+    told = {
+        name: {dataclasses.MISSING: "required", (): "none", False: "false"}.get(value, value)
+        for name, value in fields.items()
+    }
     told |= {"seed": 0, "exploration": 0.25}  # 0 is equal to False
     assert rows == {name: str(value).removesuffix(".0") for name, value in told.items()}

@@ -123,6 +123,11 @@ MAY_IMPORT = {
         "gradalign_trainer.adapters",
         "gradalign_trainer.curriculum",
     },
+    "gradalign_trainer.adapters.verl.v1": {
+        "gradalign.forward",
+        "gradalign_trainer.adapters.verl",
+        "gradalign_trainer.curriculum",
+    },
     "gradalign_trainer.config": {
         "gradalign_trainer.datasets.sources",
         "gradalign_trainer.reporting",

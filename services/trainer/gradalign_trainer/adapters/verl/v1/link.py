@@ -144,7 +144,9 @@ class ScorerLink(FailOpen):
         try:
             client.restore(self._snapshot)
         except NotFound as error:
-            logger.warning("The curriculum of %s is not at the scorer, whose present one goes on: %s", self._snapshot, error)
+            logger.warning(
+                "The curriculum of %s is not at the scorer, whose present one goes on: %s", self._snapshot, error
+            )
             return held
         return client.run()
 
@@ -153,7 +155,7 @@ class ScorerLink(FailOpen):
         if held.kind == "sketches":
             raise GradAlignError(
                 f"the scorer holds sketches of run {run_id!r}, and verl 0.9 is aligned by products: a run is of one kind, "
-                "since what it remembers of problems is. Take a new gradalign.run_id, under which the curriculum begins anew."
+                "since what it remembers of problems is. Take a new gradalign.run_id; the curriculum begins anew then."
             )
         if held.policy_version > self._step:
             here = f"the checkpoint is at step {self._step}" if self._step else "this training begins at step 0"

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from tensordict import TensorDict
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from verl.utils import tensordict_utils as tu
@@ -28,7 +27,7 @@ from gradalign.forward import Direction, MicroBatch
 __all__ = ["CANDIDATES", "SHARES", "VALIDATED", "EngineMeter", "Products", "one_a_row"]
 
 VALIDATED, CANDIDATES = "gradalign_validated", "gradalign_candidates"
-"""Columns, float32, one a row: what a token's advantage is multiplied by in the loss of its problem; 0 where not measured."""
+"""Columns, float32, one a row: what a token's advantage is multiplied by in its problem's loss; 0 where not measured."""
 
 SHARES = "gradalign_shares"
 logger = logging.getLogger(__name__)
@@ -76,9 +75,9 @@ class EngineMeter:
         self._direction: Direction | None = None
 
     def measure(self, data: Any) -> Products:
-        """Take the validation gradient of the rows that `VALIDATED` names, if any, then the products of both kinds of rows.
+        """Take the validation gradient of rows with a share in `VALIDATED`, if any, then the products of both kinds of rows.
 
-        The weights, `.grad` and random numbers are as they were behind it, so that the next update is what it would have been.
+        Weights, `.grad` and random numbers are as they were behind it, so that the next update is what it would have been.
 
         Args:
             data: a `TensorDict` of this rank's rows as `update_actor` is given them, with the two columns.
@@ -89,8 +88,8 @@ class EngineMeter:
         missing = [name for name in (*_NEEDED, VALIDATED, CANDIDATES) if name not in data.keys()]  # noqa: SIM118
         if missing:
             raise GradAlignError(
-                f"the columns {', '.join(missing)} of the batch did not arrive in the worker; expected them of the agent loop "
-                "and of _compute_advantage. Does a trainer or an agent loop of your own write others?"
+                f"the columns {', '.join(missing)} of the batch did not arrive in the worker; expected them of the agent "
+                "loop and of _compute_advantage. Does a trainer or an agent loop of your own write others?"
             )
         found = torch.zeros(len(data), dtype=torch.float64)
         length: float | None = None
@@ -136,7 +135,7 @@ class EngineMeter:
         rows.put(self._sparing(rows, lambda given: direction.products_of(self._logprobs, [given])), found)
 
     def _sparing(self, rows: _Rows, take: Callable[[MicroBatch], Sequence[Tensor]]) -> Tensor:
-        """What `take` gives with the log-probs that verl has; without them where they are the generator's or an older policy's."""
+        """What `take` gives with the log-probs that verl has; without them where they are another policy's."""
         with self._engine.eval_mode(disable_auto_offload=True):
             if rows.logprobs_at is not None:
                 try:
@@ -224,7 +223,8 @@ class _Rows:
     def of(cls, data: Any, shares: Tensor, own: list[int], fill: list[int]) -> _Rows:
         """Of a batch with these shares: rows with a signal, and others that fill up."""
         places = [*own, *fill]
-        names = [name for name in (*_NEEDED, *_MODEL_INPUTS, "old_log_probs", "temperature") if name in data.keys()]  # noqa: SIM118
+        kept_names = (*_NEEDED, *_MODEL_INPUTS, "old_log_probs", "temperature")
+        names = [name for name in kept_names if name in data.keys()]  # noqa: SIM118
         rows = tu.index_select_tensor_dict(data.select(*names), places)
         lengths = rows["responses"].offsets().diff().tolist()
         width = max(lengths)
@@ -258,8 +258,8 @@ def _check(engine: Any) -> None:
         )
     if not isinstance(getattr(engine, "module", None), FSDPModule):
         raise GradAlignError(
-            f"the engine is a {type(engine).__name__} that is not sharded by FSDP2, and cannot say where its shards lie; set "
-            "actor_rollout_ref.actor.strategy=fsdp2."
+            f"the engine is a {type(engine).__name__} that is not sharded by FSDP2, and cannot say where its shards lie; "
+            "set actor_rollout_ref.actor.strategy=fsdp2."
         )
     if getattr(engine, "scaler", None) is not None:
         raise GradAlignError(

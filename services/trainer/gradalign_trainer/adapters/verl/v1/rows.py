@@ -91,7 +91,7 @@ class BatchRows:
         return self._measured(self.part(trusted=False), products, rollout_weights=rollout_weights)
 
     def factors(self, ranking: Ranking) -> Tensor:
-        """What each row's advantages are multiplied by, float32 [B]: the weight of its rollout or problem; 0 if not ranked."""
+        """What each row's advantages are multiplied by, float32 [B]: of its rollout or problem; 0 if not ranked."""
         weights = ranking.weight_of()
         factors = torch.tensor([weights.get(name, 0.0) for name in self.problem_ids])
         if ranking.rollout_weights is not None:
@@ -152,7 +152,7 @@ def _problem_id(info: Any, row: int) -> str:
     if found in (None, ""):
         raise GradAlignError(
             f"row {row} of the batch has extra_info {info!r:.120} without a problem_id, which was written into the dataset "
-            "when the run began. Does an agent loop or a dataset of your own make extra_info anew? Let it keep what is there."
+            "when the run began. Does an agent loop or a dataset of your own make extra_info anew? Let it keep what it has."
         )
     return str(found)
 

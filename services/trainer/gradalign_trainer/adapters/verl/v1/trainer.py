@@ -190,7 +190,7 @@ class GradAlignMixin(PPOTrainer):  # type: ignore[misc]
         return one_a_row(found[PRODUCTS]).double(), _of_all_ranks(each if isinstance(each, list) else [each])
 
     def _write(self, batch: Any, rows: BatchRows, columns: Any, factors: Tensor | None) -> None:
-        """Weigh the advantages of candidates, and take validation rows out of every term of the loss, as verl does filling rows."""
+        """Weigh candidates' advantages, and take validation rows out of every term of the loss, as verl does filling rows."""
         written: dict[str, Tensor] = {}
         if factors is not None:
             written["advantages"] = _times(columns["advantages"], factors)
@@ -241,8 +241,8 @@ def _check_actor(config: Any) -> None:
     ranks = OmegaConf.select(config, "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size") or 1
     if int(ranks) > 1:
         raise GradAlignError(
-            f"actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size = {ranks}: it gives the same rows to several "
-            "ranks, whose products would count twice. Set it to 1."
+            f"actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size = {ranks}: it gives the same rows to "
+            "several ranks, whose products would count twice. Set it to 1."
         )
 
 

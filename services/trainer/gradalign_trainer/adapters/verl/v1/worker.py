@@ -27,7 +27,7 @@ class MeasuringWorker(ActorRolloutRefWorker):  # type: ignore[misc]
         """The products of this rank's rows.
 
         Args:
-            data: as `update_actor` is given it, with the columns that `EngineMeter.measure` takes, and `OFFLOAD` beside them.
+            data: as `update_actor` is given it, with the columns of `EngineMeter.measure`, and `OFFLOAD` beside them.
 
         Returns:
             A `TensorDict` with the column `PRODUCTS`, float64 [B], and beside it `MEASURED`: `length`, `held`, `figures` and
