@@ -1,4 +1,4 @@
-"""verl 0.9's registry, trainer base, dataset and data loader with the plugin in them, without Ray: `verl09trainer.py FOLDER`.
+"""verl 0.9's registry, trainer base, dataset and loader with the plugin in them, without Ray: `verl09trainer.py FOLDER`.
 
 Prints what was seen as JSON. The plugin is loaded as verl's entry points are, by an import of `verl` behind its own.
 """
@@ -17,6 +17,7 @@ from gradalign_trainer.adapters.verl.v1.worker import MeasuringWorker
 
 GIVEN = ["+gradalign.scorer_url=http://127.0.0.1:9", "+gradalign.run_id=a", "+gradalign.retries=0"]
 TRUSTED = "+gradalign.trusted_sources=[trusted]"
+RUN = [*GIVEN, TRUSTED, "+gradalign.refresh_every=2", "+gradalign.use=weight"]
 
 
 def made(folder, *options):
@@ -65,21 +66,23 @@ def main(folder):
         "unknown": refusal(folder, *GIVEN, "+gradalign.trusted_sources=[elsewhere]"),
         "only trusted": refusal(folder, *GIVEN, "+gradalign.trusted_sources=[trusted,sums]"),
     }
-    trainer = with_loader(folder, *GIVEN, TRUSTED, "+gradalign.refresh_every=2")
+    trainer = with_loader(folder, *RUN)
     seen["mode"] = [trainer.config.trainer.v1.trainer_mode, trainer.trainer_mode]
     seen["workers"] = trainer.train_dataloader.num_workers
     first = drawn(trainer, 3)
     state = trainer.train_dataloader.state_dict()
     seen["drawn"], seen["straight"] = first, drawn(trainer, 2)
-    again = with_loader(folder, *GIVEN, TRUSTED, "+gradalign.refresh_every=2")
+    again = with_loader(folder, *RUN)
     again.train_dataloader.load_state_dict(state)
     seen["again"] = drawn(again, 2)
-    alone = with_loader(folder, *GIVEN, TRUSTED, "trainer.v1.trainer_mode=gradalign_colocate_async")
+    alone = with_loader(folder, *RUN, "trainer.v1.trainer_mode=gradalign_colocate_async")
     seen["one by one"] = [batch[0] for batch in drawn(alone, 8)]
     seen["async mode"] = alone.trainer_mode
     trainer._init_resource_pool_mgr()
     seen["worker"] = [cls.__ray_actor_class__ is MeasuringWorker for cls in trainer.role_worker_mapping.values()]
-    away = list(logged)
+    assert not logged
+    alone = with_loader(folder, *GIVEN, TRUSTED, "+gradalign.refresh_every=2")
+    seen["away"] = [drawn(alone, 3), list(logged)]
     logged.clear()
     trainer._say("a", lasting=False)
     trainer._say("a", lasting=False)
@@ -88,7 +91,7 @@ def main(folder):
     seen["faults"] = list(logged)
     logged.clear()
     seen["failed"] = [trainer._guarded(lambda: 1 / 0), trainer._guarded(lambda: int("x")), trainer._choose(["a"], 1, 0)]
-    seen["joins"], seen["off"], seen["away"] = trainer._sampler.joins, list(logged), away
+    seen["joins"], seen["off"] = trainer._sampler._joins(), list(logged)
     print("SEEN " + json.dumps(seen))
     assert OmegaConf.select(trainer.config, "gradalign.run_id") == "a"
 

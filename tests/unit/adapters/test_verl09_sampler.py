@@ -12,9 +12,10 @@ ROWS = ProblemRows(
 )
 
 
-def sampler(rows=ROWS, size=4, *, choose=lambda pool, count, draw: (), missing=lambda: False, **settings):
+def sampler(rows=ROWS, size=4, **settings):
+    calls = {"choose": lambda pool, count, draw: (), "missing": lambda: False, "joins": lambda: True}
     plain = {"refresh_every": 100, "trusted_share": 0.25, "seed": 1, "shuffle": True}
-    return CurriculumSampler(rows, size, choose=choose, missing=missing, **{**plain, **settings})
+    return CurriculumSampler(rows, size, **{**calls, **plain, **settings})
 
 
 def batches(made, count, size=4):
@@ -39,10 +40,9 @@ def test_they_take_their_share_and_leave_a_candidate():
     assert [row >= 10 for row in batches(two, 1, size=2)[0]] == [True, False]
 
 
-def test_they_stay_away_once_they_need_not_join():
-    made = sampler(refresh_every=1)
-    made.joins = False
-    assert max(batches(made, 1)[0]) < 10
+def test_they_stay_away_while_what_is_measured_of_them_would_be_lost():
+    made = sampler(refresh_every=1, missing=lambda: True, joins=lambda: False)
+    assert max(row for batch in batches(made, 2) for row in batch) < 10
 
 
 def test_what_is_chosen_comes_and_the_order_of_the_epoch_fills_up():

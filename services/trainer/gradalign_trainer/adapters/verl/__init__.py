@@ -6,7 +6,8 @@
         data.sampler.class_path=pkg://gradalign_trainer.adapters.verl.sampler data.sampler.class_name=GradAlignSampler \
         data.dataloader_num_workers=0 actor_rollout_ref.actor.strategy=fsdp2
 
-verl 0.8 took out the sampler's interface and the actor that is captured here; see docs/adapters-verl.md.
+verl 0.8 took out the sampler's interface and the actor that is captured here. The room `v1` is for verl 0.9; see
+docs/adapters-verl.md.
 
 May import the curriculum and the sketch. A change here keeps verl's own update untouched.
 """

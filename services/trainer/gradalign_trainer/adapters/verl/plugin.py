@@ -31,7 +31,7 @@ def install(actor_class: Any) -> None:
 
 def _install() -> None:
     try:
-        from verl.workers.actor.dp_actor import DataParallelPPOActor  # type: ignore[import-not-found]
+        from verl.workers.actor.dp_actor import DataParallelPPOActor
     except ImportError as missing:
         raise ImportError(
             f"the capture needs verl 0.6 or 0.7, whose DataParallelPPOActor it wraps ({missing}); see docs/adapters-verl.md."

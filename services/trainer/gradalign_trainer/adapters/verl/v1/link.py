@@ -53,6 +53,11 @@ class ScorerLink(FailOpen):
         self._step, self._snapshot = step, snapshot
         self.reachable()
 
+    @property
+    def away(self) -> bool:
+        """Whether the last request went without an answer."""
+        return self._away
+
     def reachable(self) -> bool:
         """Whether to spend work on scoring; asks only a scorer not met yet, or one that was away."""
         if self._client is None or self._away:

@@ -161,7 +161,8 @@ class EngineMeter:
         output = self._engine.forward_backward_batch(
             self._set(data, "infer_micro_batch_size_per_gpu"), None, forward_only=True
         )
-        return no_padding_2_padding(output["model_output"]["log_probs"], data)
+        found: Tensor = no_padding_2_padding(output["model_output"]["log_probs"], data)
+        return found
 
     def _rows(self, data: Any, column: str) -> _Rows | None:
         """The rows that have a signal, filled up so that all ranks run as many; None where none on any rank has."""

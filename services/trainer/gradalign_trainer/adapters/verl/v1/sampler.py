@@ -31,9 +31,7 @@ class CurriculumSampler(Sampler[int]):
         shuffle: whether the order is random.
         choose: which candidates to take.
         missing: whether the run has no validation gradient.
-
-    Attributes:
-        joins: whether trusted problems join at all.
+        joins: whether trusted problems join at all: what is measured of them would be lost while the scorer is away.
     """
 
     def __init__(
@@ -47,16 +45,16 @@ class CurriculumSampler(Sampler[int]):
         shuffle: bool,
         choose: Choose,
         missing: Callable[[], bool],
+        joins: Callable[[], bool],
     ) -> None:
         self._rows, self._size = rows, batch_size
         self._every, self._share = refresh_every, trusted_share
         self._seed, self._shuffle = seed, shuffle
-        self._choose, self._missing = choose, missing
+        self._choose, self._missing, self._joins = choose, missing, joins
         self._pool, self._all = list(rows.pool), {**rows.pool, **rows.trusted}
         self._length = sum(len(own) for own in self._all.values())
         self._queue: list[int] = []
         self._yielded = self._draws = self._passed = 0
-        self.joins = True
 
     def __len__(self) -> int:
         return self._length
@@ -89,7 +87,7 @@ class CurriculumSampler(Sampler[int]):
 
     def _trusted(self, rng: random.Random) -> list[str]:
         due = self._draws % self._every == 0 or (self._draws % 2 == 0 and self._missing())
-        if not (due and self.joins and self._rows.trusted):
+        if not (due and self._rows.trusted and self._joins()):
             return []
         most = max(1, min(int(self._size * self._share), len(self._rows.trusted)))
         return rng.sample(list(self._rows.trusted), min(most, self._size - 1))

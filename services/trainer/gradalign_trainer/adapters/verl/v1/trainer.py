@@ -86,6 +86,7 @@ class GradAlignMixin(PPOTrainer):  # type: ignore[misc]
             shuffle=bool(data.get("shuffle", True)),
             choose=self._choose,
             missing=lambda: self._link.needs_validation,
+            joins=lambda: not (self._off or self._link.away),
         )
         self.train_dataloader = StatefulDataLoader(
             dataset=self.train_dataset,
@@ -120,11 +121,11 @@ class GradAlignMixin(PPOTrainer):  # type: ignore[misc]
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
         batch = super()._compute_advantage(batch, metrics)
-        columns: Any = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=list(COLUMNS))
-        rows = self._guarded(lambda: batch_rows(columns, batch.tags))
-        if rows is not None:
+        read = self._guarded(lambda: self._read(batch))
+        if read is not None:
+            rows, columns = read
             factors = None if self._off else self._guarded(lambda: self._factors(batch, rows, metrics))
-            self._write(batch, rows, columns, factors)
+            self._guarded(lambda: self._write(batch, rows, columns, factors))
         return batch
 
     def _save_checkpoint(self) -> None:
@@ -141,6 +142,10 @@ class GradAlignMixin(PPOTrainer):  # type: ignore[misc]
             return ()
         return self._guarded(lambda: self._link.select(pool, count, self._version, draw)) or ()
 
+    def _read(self, batch: Any) -> tuple[BatchRows, Any]:
+        columns: Any = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=list(COLUMNS))
+        return batch_rows(columns, batch.tags), columns
+
     def _factors(self, batch: Any, rows: BatchRows, metrics: dict[str, Any]) -> Tensor | None:
         """What rows' advantages are multiplied by; None where they stay as they are."""
         link, settings = self._link, self._gradalign
@@ -151,8 +156,8 @@ class GradAlignMixin(PPOTrainer):  # type: ignore[misc]
             self._say(found["fault"], lasting=found["lasting"])
             if not found["held"]:
                 link.unmeasured()
-            elif found["length"] is not None:
-                link.refresh(rows.validation(products, found["length"], pooled=pooled), self._version)
+            if rows.part(trusted=True) and not found["fault"]:
+                link.refresh(rows.validation(products, found["length"] or 0.0, pooled=pooled), self._version)
             candidates = rows.candidates(products, rollout_weights=settings.rollout_weights)
             if found["held"] and not found["fault"] and candidates.problem_ids:
                 ranking = link.score(candidates, self._version)
@@ -190,7 +195,7 @@ class GradAlignMixin(PPOTrainer):  # type: ignore[misc]
         return one_a_row(found[PRODUCTS]).double(), _of_all_ranks(each if isinstance(each, list) else [each])
 
     def _write(self, batch: Any, rows: BatchRows, columns: Any, factors: Tensor | None) -> None:
-        """Weigh candidates' advantages, and take validation rows out of every term of the loss, as verl does filling rows."""
+        """Weigh candidates' advantages, and take validation rows out of all terms of the loss, as verl does filling rows."""
         written: dict[str, Tensor] = {}
         if factors is not None:
             written["advantages"] = _times(columns["advantages"], factors)
@@ -213,19 +218,19 @@ class GradAlignMixin(PPOTrainer):  # type: ignore[misc]
                     "order, and all weights are 1.",
                     error,
                 )
-            self._off, self._sampler.joins = True, False
+            self._off = True
             return None
 
 
 @register_trainer("gradalign_sync")  # type: ignore[untyped-decorator]
-class GradAlignSync(GradAlignMixin, PPOTrainerSync):  # type: ignore[misc]
+class GradAlignSync(GradAlignMixin, PPOTrainerSync):
     """verl's `sync` trainer with a curriculum."""
 
     mode = "sync"
 
 
 @register_trainer("gradalign_colocate_async")  # type: ignore[untyped-decorator]
-class GradAlignColocateAsync(GradAlignMixin, PPOTrainerColocateAsync):  # type: ignore[misc]
+class GradAlignColocateAsync(GradAlignMixin, PPOTrainerColocateAsync):
     """verl's `colocate_async` trainer with a curriculum."""
 
     mode = "colocate_async"
