@@ -7,13 +7,16 @@ import json
 import logging
 import sys
 
-import verl09kit  # noqa: F401
+import torch
+import verl09kit
 import verl09run
 from omegaconf import OmegaConf
 from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
 
 from gradalign import GradAlignError
+from gradalign_trainer.adapters.verl.v1.rows import COLUMNS, batch_rows
 from gradalign_trainer.adapters.verl.v1.worker import MeasuringWorker
+from gradalign_trainer.fallbacks import Fallbacks
 
 GIVEN = ["+gradalign.scorer_url=http://127.0.0.1:9", "+gradalign.run_id=a", "+gradalign.retries=0"]
 TRUSTED = "+gradalign.trusted_sources=[trusted]"
@@ -50,6 +53,44 @@ def refusal(folder, *options):
     return ""
 
 
+class Recording:
+    """A link to a scorer that writes down what it is asked."""
+
+    validation, needs_validation, away, seconds, reasons = None, True, False, 0.0, Fallbacks()
+
+    def __init__(self):
+        self.asked = []
+
+    def reachable(self):
+        return True
+
+    def refresh(self, measured, step):
+        self.asked.append(["refresh", measured.length])
+
+    def score(self, measured, step):
+        self.asked.append(["score", list(measured.problem_ids)])
+
+    def unmeasured(self):
+        self.asked.append(["unmeasured"])
+
+    def count_fallback(self):
+        self.asked.append(["fallback"])
+
+
+def asked(trainer, **found):
+    """What the scorer is asked where the workers found this of a batch of two problems, one of them trusted."""
+    masks = verl09kit.jagged([[1, 1], [1, 1]])
+    infos = [{"problem_id": "a", "gradalign": ""}, {"problem_id": "t", "gradalign": "trusted"}]
+    columns = dict.fromkeys(COLUMNS, masks) | {"uid": ["u", "v"], "extra_info": infos}
+    rows = batch_rows(columns, [{}, {}])
+    plain = {"length": None, "held": True, "figures": {}, "fault": "", "lasting": False}
+    trainer._link, own = Recording(), trainer._link
+    trainer._measured = lambda *_, **__: (torch.ones(2, dtype=torch.float64), {**plain, **found})
+    trainer._factors(None, rows, {})
+    recorded, trainer._link = trainer._link.asked, own
+    return recorded
+
+
 def main(folder):
     logged = []
     handler = logging.Handler()
@@ -83,6 +124,14 @@ def main(folder):
     assert not logged
     alone = with_loader(folder, *GIVEN, TRUSTED, "+gradalign.refresh_every=2")
     seen["away"] = [drawn(alone, 3), list(logged)]
+    logged.clear()
+    seen["asked"] = {
+        "new": asked(trainer, length=4.0),
+        "without a signal": asked(trainer),
+        "candidates failed": asked(trainer, length=4.0, fault="b"),
+        "validation failed": asked(trainer, held=False, fault="c"),
+    }
+    trainer._said = ""
     logged.clear()
     trainer._say("a", lasting=False)
     trainer._say("a", lasting=False)

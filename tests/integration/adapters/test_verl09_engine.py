@@ -136,11 +136,13 @@ def test_in_16_bits_the_self_check_says_how_true_products_are(seen):
     length, products = exact()
     found = seen("bf16", 2)
     for part in found:
-        assert part["fault"] == "" or "quotient" in part["fault"] or "fidelity" in part["fault"]
-        assert part["length"] is None or part["length"] == pytest.approx(length, rel=0.1)
-    if all(part["held"] for part in found):
-        assert all(math.isfinite(part["fidelity"]) for part in found)
-        assert torch.corrcoef(torch.stack([together(found)[:LAST], products]))[0, 1] > 0.9
+        assert part["fault"] == "" or part["fault"].startswith("DirectionError")
+        if part["held"]:
+            assert part["length"] == pytest.approx(length, rel=0.05)
+            assert 0.5 < part["quotient"] < 2
+            assert math.isfinite(part["fidelity"])
+    if not any(part["fault"] for part in found):
+        assert torch.corrcoef(torch.stack([together(found)[:LAST], products]))[0, 1] > 0.8
 
 
 def test_what_cannot_be_measured_is_said_by_all_ranks_alike(seen):

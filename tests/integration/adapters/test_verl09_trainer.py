@@ -91,6 +91,19 @@ def test_a_scorer_that_is_away_is_said_once_and_takes_no_rows(seen):
     assert [sum(mark == "trusted" for _, mark in batch) for batch in batches] == [1, 0, 0]  # none to measure in vain
 
 
+@pytest.mark.parametrize(
+    ("found", "asked"),
+    [
+        ("new", [["refresh", 2.0], ["score", ["a"]], ["fallback"]]),
+        ("without a signal", [["refresh", 0.0], ["score", ["a"]], ["fallback"]]),
+        ("candidates failed", [["refresh", 2.0], ["fallback"]]),  # what comes next is measured with the new one
+        ("validation failed", [["unmeasured"], ["fallback"]]),
+    ],
+)
+def test_the_scorer_hears_of_every_validation_gradient_that_the_engine_takes(seen, found, asked):
+    assert seen["asked"][found] == asked
+
+
 def test_a_fault_of_measuring_is_said_once_while_it_lasts(seen):
     assert len(seen["faults"]) == 2
     assert "of those to come while this lasts: a" in seen["faults"][0]

@@ -156,7 +156,8 @@ class GradAlignMixin(PPOTrainer):  # type: ignore[misc]
             self._say(found["fault"], lasting=found["lasting"])
             if not found["held"]:
                 link.unmeasured()
-            if rows.part(trusted=True) and not found["fault"]:
+            # Also where the candidates behind it failed: what comes next is measured with the new one.
+            if rows.part(trusted=True) and (found["length"] is not None or not found["fault"]):
                 link.refresh(rows.validation(products, found["length"] or 0.0, pooled=pooled), self._version)
             candidates = rows.candidates(products, rollout_weights=settings.rollout_weights)
             if found["held"] and not found["fault"] and candidates.problem_ids:
