@@ -77,10 +77,10 @@ class Recording:
         self.asked.append(["fallback"])
 
 
-def asked(trainer, **found):
-    """What the scorer is asked where the workers found this of a batch of two problems, one of them trusted."""
+def asked(trainer, mark="trusted", **found):
+    """What the scorer is asked where the workers found this of a batch of two problems, the second marked so."""
     masks = verl09kit.jagged([[1, 1], [1, 1]])
-    infos = [{"problem_id": "a", "gradalign": ""}, {"problem_id": "t", "gradalign": "trusted"}]
+    infos = [{"problem_id": "a", "gradalign": ""}, {"problem_id": "t", "gradalign": mark}]
     columns = dict.fromkeys(COLUMNS, masks) | {"uid": ["u", "v"], "extra_info": infos}
     rows = batch_rows(columns, [{}, {}])
     plain = {"length": None, "held": True, "figures": {}, "fault": "", "lasting": False}
@@ -129,6 +129,7 @@ def main(folder):
         "new": asked(trainer, length=4.0),
         "without a signal": asked(trainer),
         "candidates failed": asked(trainer, length=4.0, fault="b"),
+        "none to score against": asked(trainer, mark=""),
         "validation failed": asked(trainer, held=False, fault="c"),
     }
     trainer._said = ""

@@ -97,6 +97,7 @@ def test_a_scorer_that_is_away_is_said_once_and_takes_no_rows(seen):
         ("new", [["refresh", 2.0], ["score", ["a"]], ["fallback"]]),
         ("without a signal", [["refresh", 0.0], ["score", ["a"]], ["fallback"]]),
         ("candidates failed", [["refresh", 2.0], ["fallback"]]),  # what comes next is measured with the new one
+        ("none to score against", [["fallback"]]),  # and nothing is measured
         ("validation failed", [["unmeasured"], ["fallback"]]),
     ],
 )

@@ -99,9 +99,18 @@ class GradAlignMixin(PPOTrainer):  # type: ignore[misc]
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()
-        for role, worker in self.role_worker_mapping.items():
-            if getattr(worker, "__ray_actor_class__", None) is ActorRolloutRefWorker:
-                self.role_worker_mapping[role] = ray.remote(MeasuringWorker)
+        classes = {
+            role: getattr(worker, "__ray_actor_class__", worker) for role, worker in self.role_worker_mapping.items()
+        }
+        actors = [role for role, own in classes.items() if own is ActorRolloutRefWorker]
+        if not actors:
+            names = ", ".join(getattr(own, "__name__", str(own)) for own in classes.values())
+            raise GradAlignError(
+                f"the workers are {names}; expected verl's own ActorRolloutRefWorker, which is given the measuring. Does "
+                "another plugin or a trainer of your own put in its own class? Let that be a MeasuringWorker."
+            )
+        for role in actors:
+            self.role_worker_mapping[role] = ray.remote(MeasuringWorker)
 
     def on_init_end(self) -> None:
         """Meet the scorer, with the checkpoint loaded.
@@ -151,7 +160,7 @@ class GradAlignMixin(PPOTrainer):  # type: ignore[misc]
         link, settings = self._link, self._gradalign
         pooled = settings.aggregation == "pooled"
         ranking: Ranking | None = None
-        if link.reachable():
+        if link.reachable() and (rows.part(trusted=True) or not link.needs_validation):
             products, found = self._measured(batch, rows, pooled=pooled)
             self._say(found["fault"], lasting=found["lasting"])
             if not found["held"]:
@@ -223,15 +232,15 @@ class GradAlignMixin(PPOTrainer):  # type: ignore[misc]
             return None
 
 
-@register_trainer("gradalign_sync")  # type: ignore[untyped-decorator]
-class GradAlignSync(GradAlignMixin, PPOTrainerSync):
+@register_trainer("gradalign_sync")
+class GradAlignSync(GradAlignMixin, PPOTrainerSync):  # type: ignore[misc]
     """verl's `sync` trainer with a curriculum."""
 
     mode = "sync"
 
 
-@register_trainer("gradalign_colocate_async")  # type: ignore[untyped-decorator]
-class GradAlignColocateAsync(GradAlignMixin, PPOTrainerColocateAsync):
+@register_trainer("gradalign_colocate_async")
+class GradAlignColocateAsync(GradAlignMixin, PPOTrainerColocateAsync):  # type: ignore[misc]
     """verl's `colocate_async` trainer with a curriculum."""
 
     mode = "colocate_async"
