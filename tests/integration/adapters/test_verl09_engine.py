@@ -13,6 +13,8 @@ from verl09here import needs_verl
 
 needs_verl()
 
+pytestmark = pytest.mark.timeout(1200)  # of the processes that all tests read
+
 from verl09ranks import ADVANTAGES, CASES, GROUP_TOKENS, LAST, LENGTHS, TOKENS  # noqa: E402
 
 SUPPORT = Path(__file__).parents[2] / "support"
@@ -40,7 +42,7 @@ def seen(tmp_path_factory):
             for rank in range(world)
         ]
         with ThreadPoolExecutor(world) as pool:
-            said = [out for out, _ in pool.map(lambda process: process.communicate(timeout=500), started)]
+            said = [out for out, _ in pool.map(lambda process: process.communicate(timeout=1100), started)]
         assert not any(process.returncode for process in started), [out[-3000:] for out in said]
 
     def read(case, world):

@@ -16,7 +16,7 @@ from gradalign import Client
 
 needs_verl()
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(2400)]  # half a minute a run where nothing else runs
 SUPPORT = Path(__file__).parents[2] / "support"
 
 
@@ -34,7 +34,7 @@ def train(folder, steps, *options, **environment):
         env={**os.environ, "PYTHONPATH": path, "VERL_USE_EXTERNAL_MODULES": modules, **environment},
         capture_output=True,
         text=True,
-        timeout=590,
+        timeout=1100,
         check=False,
     )
     said = done.stdout + done.stderr
