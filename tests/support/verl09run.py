@@ -17,7 +17,6 @@ os.environ.update(
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     RAY_DEDUP_LOGS="0",
     RAY_USAGE_STATS_ENABLED="0",
-    RAY_raylet_start_wait_time_s="300",  # a busy machine is slow
     TRANSFER_QUEUE_ENABLE="1",
 )
 
