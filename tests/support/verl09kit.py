@@ -9,7 +9,7 @@ import os
 import types
 
 os.environ.update(VERL_PLATFORM="cpu", VERL_ENGINE_DEVICE="cuda")
-os.environ["RAY_raylet_start_wait_time_s"] = "300"  # a busy machine is slow; Ray reads it when it is imported, by verl
+os.environ.update(RAY_raylet_start_wait_time_s="300")  # a busy machine is slow; Ray reads it when verl imports it
 
 import torch
 from tensordict import TensorDict
