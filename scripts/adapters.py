@@ -34,11 +34,14 @@ class Environment:
     tests: list[str]
     extras: list[str] = field(default_factory=list)
     requirements: list[str] = field(default_factory=list)
+    bare: list[str] = field(default_factory=list)
+    listed: str = ""
     python: str = sys.executable
     torch: str = ""
     unisolated: list[str] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
     marker: str = ""
+    options: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9.-]+", self.name):
@@ -64,17 +67,21 @@ class Environment:
             CalledProcessError: pip failed, whose words are above.
         """
         torch = self.torch or torch
-        own = (self.python, torch, self.extras, self.requirements, self.unisolated, self.settings, tools)
-        made_of = f"{own} {(ROOT / 'pyproject.toml').read_text(encoding='utf-8')}"
+        own = (self.python, torch, self.extras, self.requirements, self.bare, self.unisolated, self.settings, tools)
+        files = [ROOT / name for name in ("pyproject.toml", self.listed) if name]
+        made_of = f"{own} {[path.read_text(encoding='utf-8') for path in files]}"
         stamp, digest = self.folder / ".installed", hashlib.sha256(made_of.encode()).hexdigest()
         if stamp.exists() and stamp.read_text(encoding="utf-8") == digest:
             return
-        said(f"{self.name}: installing {', '.join([*self.requirements, *self.unisolated])}")
+        said(f"{self.name}: installing {', '.join([*self.requirements, *self.bare, *self.unisolated])}")
         subprocess.run([self.python, "-m", "venv", "--clear", str(self.folder)], check=True)
         quiet = ("--quiet", "--disable-pip-version-check")
         self.run(ROOT / "deploy/install_torch.py", index, torch, *quiet)
         package = f".[{','.join(self.extras)}]" if self.extras else "."
-        self.run("-m", "pip", "install", *quiet, torch, "--editable", package, *self.requirements, *tools)
+        listed = ("-r", self.listed) if self.listed else ()
+        self.run("-m", "pip", "install", *quiet, torch, "--editable", package, *listed, *self.requirements, *tools)
+        if self.bare:
+            self.run("-m", "pip", "install", *quiet, "--no-deps", *self.bare)
         if self.unisolated:
             self.run("-m", "pip", "install", *quiet, *BUILDERS)
             self.run("-m", "pip", "install", *quiet, "--no-build-isolation", *self.unisolated)
@@ -84,7 +91,7 @@ class Environment:
         """Run its tests; the exit status of pytest."""
         said(f"{self.name}: testing")
         marker = ("-m", self.marker) if self.marker else ()
-        command = ["-m", "pytest", "-n", workers, "--dist", "worksteal", *marker, *self.tests, *arguments]
+        command = ["-m", "pytest", "-n", workers, "--dist", "worksteal", *marker, *self.options, *self.tests, *arguments]
         return self.run(*command, check=False, GRADALIGN_TEST_ENVIRONMENT=self.name)
 
     def run(self, *arguments: str | Path, check: bool = True, **settings: str) -> int:

@@ -60,6 +60,11 @@ MAY_IMPORT = {
         "gradalign.wire",
     },
     "gradalign.wire": set(),
+    "gradalign:base": set(),
+    "gradalign:top": {
+        "gradalign.client",
+        "gradalign.wire",
+    },
     "gradalign_scorer.access": {
         "gradalign_scorer.http",
     },
@@ -219,11 +224,6 @@ MAY_IMPORT = {
         "gradalign_trainer.reporting",
         "gradalign_trainer.runs",
         "gradalign_trainer.worlds",
-    },
-    "gradalign:base": set(),
-    "gradalign:top": {
-        "gradalign.client",
-        "gradalign.wire",
     },
 }
 EVERYWHERE = {"gradalign": {"gradalign:base"}, "others": {"gradalign:base", "gradalign:top", "gradalign.wire"}}
