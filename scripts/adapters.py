@@ -91,7 +91,18 @@ class Environment:
         """Run its tests; the exit status of pytest."""
         said(f"{self.name}: testing")
         marker = ("-m", self.marker) if self.marker else ()
-        command = ["-m", "pytest", "-n", workers, "--dist", "worksteal", *marker, *self.options, *self.tests, *arguments]
+        command = [
+            "-m",
+            "pytest",
+            "-n",
+            workers,
+            "--dist",
+            "worksteal",
+            *marker,
+            *self.options,
+            *self.tests,
+            *arguments,
+        ]
         return self.run(*command, check=False, GRADALIGN_TEST_ENVIRONMENT=self.name)
 
     def run(self, *arguments: str | Path, check: bool = True, **settings: str) -> int:
