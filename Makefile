@@ -45,7 +45,7 @@ serve: $(STAMP) ## run the scorer on 127.0.0.1:8000 with an embedded store
 test: $(STAMP) ## run the tests; ARGS=... goes to pytest
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not long" $(ARGS)
 
-test-long: $(STAMP) ## run those that do the same once more with more processes or rounds
+test-long: $(STAMP) ## run what does the same once more with more processes, rounds or sizes, and the demo
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m long $(ARGS)
 
 test-fast: $(STAMP) ## unit and property tests that are not marked slow, for the inner loop

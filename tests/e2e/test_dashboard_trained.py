@@ -38,7 +38,7 @@ def trained(url, run_id, output, *changes):
         assert status == 0, log.read().decode()
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ["desktop", pytest.param("phone", marks=pytest.mark.long)])
 def test_a_trainer_is_watched_while_it_trains(open_page, scorer, base, run_id, tmp_path, size):
     page = open_page(size, color_scheme="dark" if size == "phone" else "light")
     page.goto(f"{scorer.url}/")

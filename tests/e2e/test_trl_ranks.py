@@ -25,7 +25,8 @@ def pair(base, scorer, run_id, tmp_path):
     return run
 
 
-@pytest.mark.parametrize(("kind", "alignment"), [pytest.param("witness", "forward", marks=LONG), ("plain", "capture")])
+@LONG
+@pytest.mark.parametrize(("kind", "alignment"), [("witness", "forward"), ("plain", "capture")])
 def test_two_processes_share_one_curriculum(pair, scorer, run_id, kind, alignment):
     first, second = pair(kind, "ddp", gradalign={"use": "both", "alignment": alignment})
     assert first["weights"] == second["weights"]

@@ -24,7 +24,7 @@ def run(script, *flags):
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_kills_at_random_moments_lose_nothing_and_double_nothing():
     """`python tests/bench/chaos.py --kills 200` is the long form."""

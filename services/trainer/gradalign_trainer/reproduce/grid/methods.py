@@ -133,6 +133,8 @@ BASELINES = (
 )
 """And what a sceptic adds."""
 
-TUNED_ON: Mapping[str, Sequence[int]] = {"in-batch": (0,), "in-batch+val": (0,), "weights": (0,)}
+TUNED_ON: Mapping[str, Sequence[int]] = dict.fromkeys(
+    ("in-batch", "in-batch+val", "weights", "forward-weights", "rollout-weights"), (0,)
+)
 """Seeds that a method's settings were chosen on: they stand in the tables, and are left out of the comparisons that
 head them."""

@@ -14,7 +14,7 @@ from gradalign_trainer.worlds.regimes import REGIMES
 __all__ = ["regime_table", "results_page"]
 
 PAPERS = "cosine"
-OURS = (PAPERS, "weights", "in-batch", "in-batch+val")
+OURS = (PAPERS, "forward", "shrunken", "weights", "in-batch", "in-batch+val", "forward-weights", "rollout-weights")
 
 
 def results_page(readings: Readings) -> str:
