@@ -46,4 +46,4 @@ def test_a_problem_tells_what_is_believed_of_it(open_page, scorer, client):
 def test_the_list_of_runs_has_it(open_page, scorer, client):
     page = open_page()
     page.goto(f"{scorer.url}/")
-    assert page.get_by_role("link", name=client.run_id).is_visible()
+    page.get_by_role("link", name=client.run_id).wait_for()
