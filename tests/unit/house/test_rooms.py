@@ -110,6 +110,7 @@ MAY_IMPORT = {
         "gradalign_scorer.telemetry",
     },
     "gradalign_trainer.adapters": {
+        "gradalign_trainer.curriculum",
         "gradalign_trainer.datasets.records",
     },
     "gradalign_trainer.adapters.trl": {
@@ -130,6 +131,7 @@ MAY_IMPORT = {
     },
     "gradalign_trainer.adapters.verl.v1": {
         "gradalign.forward",
+        "gradalign_trainer.adapters",
         "gradalign_trainer.adapters.verl",
         "gradalign_trainer.curriculum",
     },

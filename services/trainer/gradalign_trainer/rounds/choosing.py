@@ -58,7 +58,6 @@ def _choose(shop: Workshop, pool: Sequence[Problem], count: int) -> Choice:
     measured = shop.measured(lambda: shop.policy.meter.candidates(scored, shop.observer.advance))
     version = shop.policy.version
     if measured is None:
-        ids = [problem.problem_id for problem in pool]
         return shop.curriculum.choose_at_random(ids, count, round_number=shop.round_number)
     return shop.curriculum.choose(measured, count, policy_version=version, round_number=shop.round_number)
 

@@ -24,9 +24,9 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from gradalign.errors import GradAlignError, SketchError
 from gradalign.sketch import Sketcher
+from gradalign_trainer.adapters.figures import batch_figures
 from gradalign_trainer.adapters.trl.alignment import CAPTURE, FORWARD, alignment_of
 from gradalign_trainer.adapters.trl.config import GradAlignConfig
-from gradalign_trainer.adapters.trl.figures import batch_figures
 from gradalign_trainer.adapters.trl.link import ScorerLink
 from gradalign_trainer.adapters.trl.measuring.aside import aside, scoring_batches
 from gradalign_trainer.adapters.trl.measuring.capture import GroupMeter

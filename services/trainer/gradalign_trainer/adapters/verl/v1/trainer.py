@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from statistics import fmean
 from typing import Any, ClassVar, TypeVar
 
 import ray
@@ -30,6 +29,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from gradalign.errors import GradAlignError
 from gradalign.wire.replies import Ranking
+from gradalign_trainer.adapters.figures import batch_figures
 from gradalign_trainer.adapters.verl.problems import mark_problems
 from gradalign_trainer.adapters.verl.v1.link import ScorerLink
 from gradalign_trainer.adapters.verl.v1.meter import CANDIDATES, VALIDATED, one_a_row
@@ -160,6 +160,7 @@ class GradAlignMixin(PPOTrainer):  # type: ignore[misc]
         link, settings = self._link, self._gradalign
         pooled = settings.aggregation == "pooled"
         ranking: Ranking | None = None
+        measured: dict[str, float] = {}
         if link.reachable() and (rows.part(trusted=True) or not link.needs_validation):
             products, found = self._measured(batch, rows, pooled=pooled)
             self._say(found["fault"], lasting=found["lasting"])
@@ -171,10 +172,11 @@ class GradAlignMixin(PPOTrainer):  # type: ignore[misc]
             candidates = rows.candidates(products, rollout_weights=settings.rollout_weights)
             if found["held"] and not found["fault"] and candidates.problem_ids:
                 ranking = link.score(candidates, self._version)
-            metrics.update({f"gradalign/{name}": value for name, value in found["figures"].items()})
+            measured = found["figures"]
         if ranking is None:
             link.count_fallback()
-        metrics.update({f"gradalign/{name}": value for name, value in _figures(link, ranking).items()})
+        figures = {**batch_figures(link, ranking), **measured}
+        metrics.update({f"gradalign/{name}": value for name, value in figures.items()})
         return rows.factors(ranking) if ranking is not None and settings.weighs else None
 
     def _say(self, fault: str, *, lasting: bool) -> None:
@@ -275,19 +277,3 @@ def _of_all_ranks(each: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What the ranks say together: a fault of one of them is one of all."""
     faults = [own["fault"] for own in each if own["fault"]]
     return {**each[0], "held": all(own["held"] for own in each), "fault": faults[0] if faults else ""}
-
-
-def _figures(link: ScorerLink, ranking: Ranking | None) -> dict[str, float]:
-    """What is logged of a batch, by name."""
-    figures = {"fallback": float(ranking is None), **link.reasons.figures(), "seconds_scorer": link.seconds}
-    if link.validation is not None and link.validation.coherence is not None:
-        figures["coherence"] = link.validation.coherence
-    if ranking is None:
-        return figures
-    figures["weight"] = fmean(ranking.weights)
-    figures["no_signal"] = len(ranking.no_signal) / len(ranking.problem_ids)
-    if ranking.alignments:
-        figures["alignment"] = fmean(ranking.alignments)
-    if ranking.rollout_reliability is not None:
-        figures["rollout_reliability"] = ranking.rollout_reliability
-    return figures

@@ -5,12 +5,12 @@ from __future__ import annotations
 from statistics import fmean
 
 from gradalign.wire.replies import Ranking
-from gradalign_trainer.adapters.trl.link import ScorerLink
+from gradalign_trainer.curriculum.failopen import FailOpen
 
 __all__ = ["batch_figures"]
 
 
-def batch_figures(link: ScorerLink, ranking: Ranking | None) -> dict[str, float]:
+def batch_figures(link: FailOpen, ranking: Ranking | None) -> dict[str, float]:
     """Figures of a batch by name.
 
     Args:
