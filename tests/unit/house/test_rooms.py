@@ -110,6 +110,7 @@ MAY_IMPORT = {
         "gradalign_scorer.telemetry",
     },
     "gradalign_trainer.adapters": {
+        "gradalign.forward",
         "gradalign_trainer.curriculum",
         "gradalign_trainer.datasets.records",
     },
@@ -122,6 +123,7 @@ MAY_IMPORT = {
     "gradalign_trainer.adapters.trl.measuring": {
         "gradalign.forward",
         "gradalign.sketch",
+        "gradalign_trainer.adapters",
         "gradalign_trainer.curriculum",
     },
     "gradalign_trainer.adapters.verl": {

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from gradalign.errors import DirectionError
 from gradalign.forward import Direction, MicroBatch
+from gradalign_trainer.adapters.athand import by_logprobs_at_hand
+from gradalign_trainer.adapters.ranks import agree
 from gradalign_trainer.adapters.trl.measuring.engines import engine_of
 from gradalign_trainer.adapters.trl.measuring.groups import Groups
 from gradalign_trainer.adapters.trl.measuring.kept import read_direction, write_direction
@@ -99,10 +101,7 @@ class ProductMeter:
                 write_direction(folder, state["parts"], ranks, self._engine.shard, version)
             except OSError as error:
                 failed = error
-        try:
-            _agree(failed)
-        except DirectionError as error:
-            logger.warning("The validation gradient is not kept with %s, and is taken anew: %s", folder, error)
+        if not _agreed(failed, "The validation gradient is not kept with %s, and is taken anew: %s", folder):
             kept = False
         if not kept:
             self.forget()
@@ -118,10 +117,7 @@ class ProductMeter:
             )
         except DirectionError as error:
             failed = error
-        try:
-            _agree(failed)
-        except DirectionError as error:
-            logger.warning("The validation gradient is taken anew: %s", error)
+        if not _agreed(failed, "The validation gradient is taken anew: %s"):
             return False
         self._direction, self._taken = direction, True
         return True
@@ -169,10 +165,7 @@ class ProductMeter:
                 products = self._products(part.rollouts)
             except (DirectionError, RuntimeError) as error:
                 failed = error
-        try:
-            _agree(failed)
-        except DirectionError as error:
-            logger.warning("No products can be taken of this batch: %s", error)
+        if not _agreed(failed, "No products can be taken of this batch: %s"):
             return None
         return replace(self._measured(part, products), rollout_weights=self._config.rollout_weights)
 
@@ -211,7 +204,7 @@ class ProductMeter:
                 self._run_backward(rollouts)
             except RuntimeError as error:
                 failed = error
-            _agree(failed)
+            agree(failed)
             self._engine.add_up()
             length = self._direction.take()
         check = self._direction.check_of(self._logprobs, [_micro_batch(each) for each in rollouts])
@@ -222,14 +215,13 @@ class ProductMeter:
         return self._engine.direction(target=self.target, offload=self._config.offload)
 
     def _products(self, rollouts: Rollouts) -> Tensor:
-        assert self._direction is not None
-        given = _micro_batch(rollouts)
-        if given.logprobs_at is not None:
-            try:
-                return self._direction.products_of(self._logprobs, [given])[0]
-            except DirectionError as error:
-                logger.info("TRL's old_per_token_logps are not used for products: %s", error)
-        return self._direction.products_of(self._logprobs, [replace(given, logprobs_at=None)])[0]
+        direction = self._direction
+        assert direction is not None
+        return by_logprobs_at_hand(
+            lambda given: direction.products_of(self._logprobs, [given])[0],
+            _micro_batch(rollouts),
+            "TRL's old_per_token_logps",
+        )
 
     def _run_backward(self, rollouts: Sequence[Rollouts]) -> None:
         with self._same_random_numbers():
@@ -248,7 +240,11 @@ def _micro_batch(rollouts: Rollouts) -> MicroBatch:
     return MicroBatch(rollouts, rollouts.weights, rollouts.mask, rollouts.logprobs_at)
 
 
-def _agree(failed: Exception | None) -> None:
-    """Raise DirectionError on every process where one has failed, so that none waits for another."""
-    if any(gather_object([failed is not None])):
-        raise DirectionError(str(failed) if failed else "it failed on another process, whose log says why.") from failed
+def _agreed(failed: Exception | None, told: str, *about: object) -> bool:
+    """Whether all processes have come through; where one has failed, all say so and go on."""
+    try:
+        agree(failed)
+    except DirectionError as error:
+        logger.warning(told, *about, error)
+        return False
+    return True

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from verl.utils import tensordict_utils as tu
@@ -23,6 +22,8 @@ from verl.workers.utils.padding import no_padding_2_padding
 
 from gradalign.errors import DirectionError, GradAlignError
 from gradalign.forward import Direction, MicroBatch
+from gradalign_trainer.adapters.athand import by_logprobs_at_hand
+from gradalign_trainer.adapters.ranks import agree, gathered
 
 __all__ = ["CANDIDATES", "SHARES", "VALIDATED", "EngineMeter", "Products", "one_a_row"]
 
@@ -120,7 +121,7 @@ class EngineMeter:
                 self._run_backward(rows)
             except RuntimeError as error:
                 failed = error
-            _agree(failed)
+            agree(failed)
             length = direction.take()
         rows.put(self._sparing(rows, lambda given: direction.check_of(self._logprobs, [given]).products), found)
         self._direction = direction
@@ -135,14 +136,8 @@ class EngineMeter:
         rows.put(self._sparing(rows, lambda given: direction.products_of(self._logprobs, [given])), found)
 
     def _sparing(self, rows: _Rows, take: Callable[[MicroBatch], Sequence[Tensor]]) -> Tensor:
-        """What `take` gives with the log-probs that verl has; without them where they are another policy's."""
         with self._engine.eval_mode(disable_auto_offload=True):
-            if rows.logprobs_at is not None:
-                try:
-                    return take(rows.micro_batch(at_hand=True))[0]
-                except DirectionError as error:
-                    logger.info("verl's old_log_probs are not used for products: %s", error)
-            return take(rows.micro_batch(at_hand=False))[0]
+            return by_logprobs_at_hand(take, rows.micro_batch, "verl's old_log_probs")[0]
 
     def _run_backward(self, rows: _Rows) -> None:
         ranks = self._engine.get_data_parallel_size()
@@ -169,7 +164,7 @@ class EngineMeter:
         padded = data.select("response_mask", "advantages").to_padded_tensor()
         shares = padded["advantages"].float() * padded["response_mask"] * one_a_row(data[column])[:, None].float()
         own = shares.ne(0).any(1).nonzero()[:, 0].tolist()
-        everyone = _gathered((len(own), bool(torch.isfinite(shares).all())))
+        everyone = gathered((len(own), bool(torch.isfinite(shares).all())))
         if not all(finite for _, finite in everyone):  # on all ranks, or the others would wait
             raise DirectionError("an advantage is NaN or inf; a standard deviation of 0 is a usual cause.")
         most = max(count for count, _ in everyone)
@@ -237,9 +232,10 @@ class _Rows:
         padded = rows.select(*[name for name in ("response_mask", "old_log_probs") if name in names]).to_padded_tensor()
         return cls(rows, own, kept, padded["response_mask"], padded.get("old_log_probs", None))
 
-    def micro_batch(self, *, at_hand: bool) -> MicroBatch:
-        """As `Direction` takes them, with the log-probs that are at hand or without."""
-        return MicroBatch(self.data, self.shares, self.mask, self.logprobs_at if at_hand else None)
+    @property
+    def micro_batch(self) -> MicroBatch:
+        """As `Direction` takes them."""
+        return MicroBatch(self.data, self.shares, self.mask, self.logprobs_at)
 
     def put(self, products: Tensor, found: Tensor) -> None:
         """Add products of these rows, float64 [n], to those of the batch."""
@@ -273,15 +269,3 @@ def _same_random_numbers() -> Iterator[None]:
     """Behind the block, passes draw for dropout what the block drew."""
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         yield
-
-
-def _gathered(value: Any) -> list[Any]:
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, value)
-    return everyone
-
-
-def _agree(failed: Exception | None) -> None:
-    """Raise DirectionError on every rank where one has failed, so that none waits for another."""
-    if any(_gathered(failed is not None)):
-        raise DirectionError(str(failed) if failed else "it failed on another rank, whose log says why.") from failed
