@@ -16,10 +16,19 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from gradalign.errors import GradAlignError
-from gradalign.wire.checks import shown
+from gradalign.errors import GradAlignError, InvalidValue
+from gradalign.wire.checks import check_name, shown
 
-__all__ = ["SettingsError", "check_settings", "key_of", "limits", "nearest", "read_toml", "with_override"]
+__all__ = [
+    "SettingsError",
+    "check_settings",
+    "key_of",
+    "limits",
+    "nearest",
+    "read_toml",
+    "run_id_fault",
+    "with_override",
+]
 
 
 class SettingsError(GradAlignError):
@@ -227,3 +236,12 @@ def _toml_value(text: str) -> Any:
     except tomllib.TOMLDecodeError:
         return text
     return parsed["value"] if list(parsed) == ["value"] else text
+
+
+def run_id_fault(run_id: str) -> str | None:
+    """What was expected of a run's name that the wire does not take; None for one that it takes."""
+    try:
+        check_name("run_id", run_id)
+    except InvalidValue:
+        return "expected 1 to 128 letters, digits, '.', '_' or '-'"
+    return None

@@ -26,21 +26,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradalign.wire.checks import MAX_FEATURES, NAME_PATTERN
+from gradalign.wire.checks import MAX_FEATURES
 from gradalign.wire.matrix import SENT_DTYPES
 from gradalign.wire.messages import AGGREGATIONS, DISCOUNT, MAX_POOL, MAX_PROBLEMS, STRATEGIES
 from gradalign.wire.projection import MAX_DIM
 from gradalign_trainer.datasets.sources.source import DataSpec, parse_sources
 from gradalign_trainer.reporting.tracking import TRACKERS
 from gradalign_trainer.rewards.registry import unknown_reward
-from gradalign_trainer.settings import SettingsError, check_settings, limits
+from gradalign_trainer.settings import SettingsError, check_settings, limits, run_id_fault
 
 __all__ = ["DataSpec", "TrainConfig"]
-
-
-def _bad_run_id(value: str) -> str | None:
-    fits = re.fullmatch(NAME_PATTERN, value)
-    return None if fits else "expected 1 to 128 letters, digits, '.', '_' or '-'"
 
 
 def _bad_device(value: str) -> str | None:
@@ -164,7 +159,7 @@ class TrainConfig:
         SettingsError: a value is of a wrong type or out of range; all faults are in it.
     """
 
-    run_id: str = field(metadata=limits(check=_bad_run_id))
+    run_id: str = field(metadata=limits(check=run_id_fault))
     output: Path
     seed: int = field(default=0, metadata=_SEED)
     model: str = field(default="arithmetic", metadata=limits(key="model.path"))

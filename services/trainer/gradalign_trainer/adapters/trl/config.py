@@ -6,24 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradalign.errors import InvalidValue
-from gradalign.wire.checks import check_name
 from gradalign.wire.matrix import SENT_DTYPES
 from gradalign.wire.messages import AGGREGATIONS, GRADIENT_STRATEGIES, SKETCH_STRATEGIES, STRATEGIES
+from gradalign_trainer.adapters.uses import Uses
 from gradalign_trainer.curriculum.curriculum import ScorerAddress
-from gradalign_trainer.settings import check_settings, limits
+from gradalign_trainer.settings import check_settings, limits, run_id_fault
 
 __all__ = ["ALIGNMENTS", "USES", "GradAlignConfig"]
 
 ALIGNMENTS = ("auto", "forward", "capture")
 USES = ("weight", "select", "both")
-
-
-def _named(run_id: str) -> str | None:
-    try:
-        check_name("run_id", run_id)
-    except InvalidValue:
-        return "expected 1 to 128 letters, digits, '.', '_' or '-'"
-    return None
 
 
 def _rows(dataset: Any) -> str | None:
@@ -35,7 +27,7 @@ def _rows(dataset: Any) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradAlignConfig:
+class GradAlignConfig(Uses):
     """How a GRPO run uses the scorer. Only the first three have to be given.
 
     Attributes:
@@ -75,7 +67,7 @@ class GradAlignConfig:
     """
 
     scorer_url: str
-    run_id: str = field(metadata=limits(check=_named))
+    run_id: str = field(metadata=limits(check=run_id_fault))
     validation_dataset: Any = field(metadata=limits(check=_rows))
     use: str = field(default="weight", metadata=limits(choices=USES))
     alignment: str = field(default="auto", metadata=limits(choices=ALIGNMENTS))
@@ -135,16 +127,6 @@ class GradAlignConfig:
         if self.strategy not in SKETCH_STRATEGIES:
             return f"strategy = {self.strategy!r}"
         return "rollout_weights = True" if self.rollout_weights else None
-
-    @property
-    def weighs(self) -> bool:
-        """Whether advantages are multiplied by weights."""
-        return self.use != "select"
-
-    @property
-    def selects(self) -> bool:
-        """Whether the sampler asks which problems to take."""
-        return self.use != "weight"
 
     def address(self, epoch: int) -> ScorerAddress:
         """Where the scorer is, for a writer of this fencing token."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gradalign.errors import NotFound, StalePolicy, UnavailableError
+from gradalign_trainer.adapters.verl.draws import Draws, trusted_share
 from gradalign_trainer.adapters.verl.problems import batch_problem_ids, mark_problems
 from gradalign_trainer.adapters.verl.settings import VerlSettings
 
@@ -30,7 +31,7 @@ SILENT_STEPS = 8  # steps without a score from the workers after which that is s
 logger = logging.getLogger(__name__)
 
 
-class GradAlignSampler(AbstractCurriculumSampler):  # type: ignore[type-arg]
+class GradAlignSampler(Draws, AbstractCurriculumSampler):  # type: ignore[type-arg]
     """A curriculum for verl: `data.sampler.class_path=pkg://gradalign_trainer.adapters.verl.sampler`.
 
     A batch is drawn when its first row is asked for: every `refresh_every` batches trusted problems first, then what
@@ -50,28 +51,16 @@ class GradAlignSampler(AbstractCurriculumSampler):  # type: ignore[type-arg]
     """
 
     def __init__(self, data_source: Any, data_config: Any) -> None:
+        super().__init__(len(data_source))
         self._settings = VerlSettings.from_environment()
         self._rows = mark_problems(data_source, data_config.get("prompt_key", "prompt"))
         self._size = int(data_config.get("gen_batch_size") or data_config.get("train_batch_size") or 1)
-        self._length = len(data_source)
         seed = data_config.get("seed")
         self._seed = self._settings.seed if seed is None else int(seed)
         self._client = self._settings.connect()
-        self._queue: list[int] = []
-        self._yielded = self._draws = self._silent = self._policy_seen = 0
+        self._draws = self._silent = self._policy_seen = 0
         self._restore: str | None = None
         self.version = self.fallbacks = 0
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[int]:
-        while self._yielded < self._length:
-            if not self._queue:
-                self._queue = self._draw()
-            self._yielded += 1
-            yield self._queue.pop(0)
-        self._yielded = 0
 
     def update(self, batch: Any) -> None:
         """Take note of an optimizer step: the clock of staleness, and whether the workers' scores arrive.
@@ -133,10 +122,9 @@ class GradAlignSampler(AbstractCurriculumSampler):  # type: ignore[type-arg]
     def _draw(self) -> list[int]:
         """The rows of the next batch."""
         rng = random.Random(f"verl/{self._seed}/{self._draws}")
-        trusted: list[str] = []
+        trusted: Sequence[str] = ()
         if self._rows.trusted and self._draws % self._settings.refresh_every == 0:
-            most = max(1, min(int(self._size * self._settings.trusted_share), len(self._rows.trusted)))
-            trusted = rng.sample(list(self._rows.trusted), min(most, self._size - 1))
+            trusted = trusted_share(self._rows, self._size, self._settings.trusted_share, rng)
         chosen = self._choose(self._size - len(trusted), rng)
         self._draws += 1
         rows = {**self._rows.pool, **self._rows.trusted}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from torch.utils.data import Sampler
 
+from gradalign_trainer.adapters.verl.draws import Draws, trusted_share
 from gradalign_trainer.adapters.verl.problems import ProblemRows
 
 __all__ = ["Choose", "CurriculumSampler"]
@@ -16,7 +17,7 @@ Choose: TypeAlias = Callable[[Sequence[str], int, int], Sequence[str]]
 """From the ids of all candidates, how many to take, and a number of the draw, to the ids taken: as many, or fewer."""
 
 
-class CurriculumSampler(Sampler[int]):
+class CurriculumSampler(Draws, Sampler[int]):
     """Yields rows; a batch is drawn when its first row is asked for.
 
     Every `refresh_every` draws, and every other one while the run has no validation gradient, trusted problems come
@@ -52,20 +53,8 @@ class CurriculumSampler(Sampler[int]):
         self._seed, self._shuffle = seed, shuffle
         self._choose, self._missing, self._joins = choose, missing, joins
         self._pool, self._all = list(rows.pool), {**rows.pool, **rows.trusted}
-        self._length = sum(len(own) for own in self._all.values())
-        self._queue: list[int] = []
-        self._yielded = self._draws = self._passed = 0
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[int]:
-        while self._yielded < self._length:
-            if not self._queue:
-                self._queue = self._draw()
-            self._yielded += 1
-            yield self._queue.pop(0)
-        self._yielded = 0
+        super().__init__(sum(len(own) for own in self._all.values()))
+        self._draws = self._passed = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands, for a checkpoint of the data loader."""
@@ -85,12 +74,11 @@ class CurriculumSampler(Sampler[int]):
         self._draws += 1
         return [rng.choice(self._all[name]) for name in (*trusted, *chosen)]
 
-    def _trusted(self, rng: random.Random) -> list[str]:
+    def _trusted(self, rng: random.Random) -> Sequence[str]:
         due = self._draws % self._every == 0 or (self._draws % 2 == 0 and self._missing())
         if not (due and self._rows.trusted and self._joins()):
-            return []
-        most = max(1, min(int(self._size * self._share), len(self._rows.trusted)))
-        return rng.sample(list(self._rows.trusted), min(most, self._size - 1))
+            return ()
+        return trusted_share(self._rows, self._size, self._share, rng)
 
     def _next(self, count: int, taken: set[str]) -> list[str]:
         """The next candidates in the order of the epoch that are not taken yet; taken ones too where no others are left."""

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from gradalign.errors import InvalidValue
-from gradalign.wire.checks import check_name
 from gradalign.wire.messages import AGGREGATIONS, GRADIENT_STRATEGIES, STRATEGIES
+from gradalign_trainer.adapters.uses import Uses
 from gradalign_trainer.curriculum.curriculum import ScorerAddress
-from gradalign_trainer.settings import SettingsError, check_settings, limits, nearest
+from gradalign_trainer.settings import SettingsError, check_settings, limits, nearest, run_id_fault
 
 __all__ = ["SECTION", "USES", "GradAlignSettings"]
 
@@ -19,16 +18,8 @@ SECTION = "gradalign"
 USES = ("both", "select", "weight")
 
 
-def _named(run_id: str) -> str | None:
-    try:
-        check_name("run_id", run_id)
-    except InvalidValue:
-        return "expected 1 to 128 letters, digits, '.', '_' or '-'"
-    return None
-
-
 @dataclass(frozen=True, kw_only=True)
-class GradAlignSettings:
+class GradAlignSettings(Uses):
     """How a run uses the scorer. Only the first two have to be given.
 
     Attributes:
@@ -56,7 +47,7 @@ class GradAlignSettings:
     """
 
     scorer_url: str
-    run_id: str = field(metadata=limits(check=_named))
+    run_id: str = field(metadata=limits(check=run_id_fault))
     trusted_sources: tuple[str, ...] = ()
     use: str = field(default="both", metadata=limits(choices=USES))
     strategy: str = field(
@@ -101,16 +92,6 @@ class GradAlignSettings:
         if faults:
             raise SettingsError(faults, where=f"the section {SECTION!r} of verl's configuration")
         return cls(**given)
-
-    @property
-    def weighs(self) -> bool:
-        """Whether advantages are multiplied by weights."""
-        return self.use != "select"
-
-    @property
-    def selects(self) -> bool:
-        """Whether the sampler asks which problems to take."""
-        return self.use != "weight"
 
     def address(self, epoch: int) -> ScorerAddress:
         """Where the scorer is, for a writer of this fencing token; its key is `GRADALIGN_API_KEY` of the environment."""
