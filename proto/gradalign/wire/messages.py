@@ -154,6 +154,11 @@ class ScoreRequest(RowsRequest):
         if self.features is not None:
             replace_value(self, "features", check_features("features", self.features, count=len(self.problem_ids)))
 
+    @property
+    def belief_discount(self) -> float:
+        """`discount`, or what a belief takes where none is named."""
+        return DISCOUNT if self.discount is None else self.discount
+
     def _check_belief(self) -> None:
         if self.kind == "pass_rates" and self.strategy not in (None, *PASS_RATE_STRATEGIES):
             raise InvalidValue(

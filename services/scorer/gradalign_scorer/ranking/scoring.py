@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from gradalign import InvalidValue, RejectedProblem, ScoreRequest, SketchMatrix
-from gradalign.wire.messages import DISCOUNT
 from gradalign_scorer.posterior.beliefs import Beliefs, observations
 from gradalign_scorer.posterior.thompson import expected_signal
 from gradalign_scorer.ranking.aggregation import CANCELLED, pooled_weights
@@ -230,8 +229,7 @@ def signal_chances(request: ScoreRequest, evidence: Evidence, kept: npt.NDArray[
     if request.pass_rates is None or request.rollouts is None:
         return None
     held = evidence.beliefs or Beliefs.none(len(request.problem_ids))
-    discount = DISCOUNT if request.discount is None else request.discount
-    renewed = held.observed(observations(request.pass_rates, request.rollouts), discount)
+    renewed = held.observed(observations(request.pass_rates, request.rollouts), request.belief_discount)
     return expected_signal(renewed, request.rollouts)[kept]
 
 

@@ -18,7 +18,6 @@ from gradalign import (
     Selection,
     SelectRequest,
 )
-from gradalign.wire.messages import DISCOUNT
 from gradalign_scorer.posterior.beliefs import observations
 from gradalign_scorer.ranking.aggregation import ValidationGradient
 from gradalign_scorer.ranking.predictor import Moments
@@ -79,10 +78,7 @@ def _observed(request: ScoreRequest, strategy: str, scored: Scored) -> dict[str,
         return {}
     by_id = dict(zip(request.problem_ids, request.rollouts, strict=True))
     sizes = [by_id[problem_id] for problem_id in scored.ids]
-    return {
-        "observed": observations(scored.pass_rates, sizes),
-        "discount": DISCOUNT if request.discount is None else request.discount,
-    }
+    return {"observed": observations(scored.pass_rates, sizes), "discount": request.belief_discount}
 
 
 def _moments(request: ScoreRequest, scored: Scored) -> Moments | None:
