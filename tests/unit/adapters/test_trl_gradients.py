@@ -7,13 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from releases import needs
 from torch import nn
 
 from gradalign.sketch import Sketcher
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what TRL's import warns of is TRL's
-    pytest.importorskip("trl")
+    needs("trl")
     from gradalign_trainer.adapters.trl.measuring.aside import gradients_aside
     from gradalign_trainer.adapters.trl.measuring.capture import GroupMeter
 
