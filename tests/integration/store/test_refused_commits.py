@@ -10,8 +10,8 @@ from gradalign import (
     ProjectionMismatch,
     RequestIdReused,
     StalePolicy,
-    ValidationMissing,
 )
+from gradalign_scorer.store import ValidationGoneError
 
 OTHER = Projection(dim=8, seed=1, parameters="ab" * 32)
 REFUSED = {
@@ -76,7 +76,7 @@ def test_scores_against_a_validation_that_is_gone_are_refused(kit):
     async def go(store):
         await store.commit_refresh(kit.refresh(1))
         before = await kit.dump(store)
-        with pytest.raises(ValidationMissing, match="validation version 2"):
+        with pytest.raises(ValidationGoneError):
             await store.commit_scores(kit.scores({"p": 0.5}, validation_version=2))
         await store.commit_scores(kit.scores({"p": 0.5}, validation_version=1))
         return before
@@ -86,7 +86,7 @@ def test_scores_against_a_validation_that_is_gone_are_refused(kit):
 
 def test_a_refused_first_commit_begins_no_run(kit):
     async def go(store):
-        with pytest.raises(ValidationMissing):
+        with pytest.raises(ValidationGoneError):
             await store.commit_scores(kit.scores({"p": 0.5}, validation_version=1))
         with pytest.raises(NotFound, match="there is no run"):
             await store.commit_selection(kit.selection(["p"]))

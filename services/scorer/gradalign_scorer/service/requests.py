@@ -43,6 +43,7 @@ from gradalign_scorer.store import (
     ProblemColumns,
     RunRecord,
     RunStore,
+    ValidationGoneError,
     ValidationRecord,
     VersionTakenError,
     alignment_kind_mismatch,
@@ -59,7 +60,8 @@ from gradalign_scorer.telemetry.run_metrics import RunFigures
 __all__ = ["Service"]
 
 T = TypeVar("T")
-_REFRESH_TRIES = 5
+_TRIES = 5
+"""Of a request whose validation gradient another writer replaces while it is computed."""
 _ADVICE = {
     "dots_version": "take the products with the gradient of the latest /refresh_validation, and send the version of its "
     "reply. Or leave dots out: the sketches alone will do.",
@@ -103,23 +105,31 @@ class Service:
             WireError: with the request's id.
         """
         with _named(request.request_id):
-            with self._metrics.stage("load"):
-                run = await self.store.load_run(request.run_id)
-                stored = await self._stored_reply(request, run, body)
-                if stored is not None:
-                    return stored
-                _check_run(request, run)
-                validation = await self._validations.current(run) if run else None
-                _check_version("dots_version", request.dots_version, validation, request.run_id)
-                _check_version("products_version", request.products_version, validation, request.run_id)
-            strategy = request.strategy or (run or RunRecord.begun_by(request)).strategy
-            with self._metrics.stage("compute", body):
-                scored, digest = await self._computed(request, strategy, run, validation, body)
-            with self._metrics.stage("commit"):
-                commit = score_commit(request, digest, strategy, validation, scored)
-                reply = await self.store.commit_scores(commit)
-            self._count(commit)
-            return reply
+            for _ in range(_TRIES):
+                try:
+                    return await self._score(request, body)
+                except ValidationGoneError:
+                    continue
+            raise _outrun(request.run_id)
+
+    async def _score(self, request: ScoreRequest, body: Body) -> bytes:
+        with self._metrics.stage("load"):
+            run = await self.store.load_run(request.run_id)
+            stored = await self._stored_reply(request, run, body)
+            if stored is not None:
+                return stored
+            _check_run(request, run)
+            validation = await self._validations.current(run) if run else None
+            _check_version("dots_version", request.dots_version, validation, request.run_id)
+            _check_version("products_version", request.products_version, validation, request.run_id)
+        strategy = request.strategy or (run or RunRecord.begun_by(request)).strategy
+        with self._metrics.stage("compute", body):
+            scored, digest = await self._computed(request, strategy, run, validation, body)
+        with self._metrics.stage("commit"):
+            commit = score_commit(request, digest, strategy, validation, scored)
+            reply = await self.store.commit_scores(commit)
+        self._count(commit)
+        return reply
 
     async def _computed(
         self,
@@ -171,7 +181,7 @@ class Service:
             gradient: ValidationGradient | None = None
             await body.whole()
             digest = await _digest(request, body)
-            for _ in range(_REFRESH_TRIES):
+            for _ in range(_TRIES):
                 with stage("load"):
                     run = await self.store.load_run(request.run_id)
                     stored = await self._stored_reply(request, run, body)
@@ -182,21 +192,17 @@ class Service:
                     with stage("compute"):
                         gradient = await self._aggregate(request)
                 version = (run.validation_counter if run else 0) + 1
-                base = await self._decaying(request, run)
-                whole = gradient if base is None else await self._decayed(request, gradient, base)
-                commit = refresh_commit(request, digest, version, whole, base=base.version if base else None)
                 try:
+                    base = await self._decaying(request, run)
+                    whole = gradient if base is None else await self._decayed(request, gradient, base)
+                    commit = refresh_commit(request, digest, version, whole, base=base.version if base else None)
                     with stage("commit"):
                         reply = await self.store.commit_refresh(commit)
-                except VersionTakenError:
+                except (VersionTakenError, ValidationGoneError):
                     continue
                 self._count(commit)
                 return reply
-            raise Unavailable(
-                f"other writers refreshed the validation gradient of run {request.run_id!r} {_REFRESH_TRIES} times "
-                "meanwhile; retry, and let one process of a run refresh it.",
-                retry_after=1.0,
-            )
+            raise _outrun(request.run_id)
 
     async def select(self, request: SelectRequest, body: Body) -> bytes:
         """Pick from the stored priorities; the `Selection` in msgpack. Arguments and errors as for `score`."""
@@ -319,6 +325,14 @@ def _named(request_id: str | None) -> Iterator[None]:
     except WireError as error:
         error.request_id = request_id
         raise
+
+
+def _outrun(run_id: str) -> Unavailable:
+    return Unavailable(
+        f"other writers replaced the validation gradient of run {run_id!r} {_TRIES} times while this request was computed; "
+        "retry, and let one process of a run refresh it.",
+        retry_after=1.0,
+    )
 
 
 def _check_clock(epoch: int | None, policy_version: int, run: RunRecord) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from gradalign import ValidationMissing
-from gradalign_scorer.store import RunRecord, RunStore, ValidationRecord
+from gradalign_scorer.store import RunRecord, RunStore, ValidationGoneError, ValidationRecord
 
 __all__ = ["ValidationCache"]
 
@@ -31,6 +31,7 @@ class ValidationCache:
         """The run's current validation gradient; None before its first.
 
         Raises:
+            ValidationGoneError: the run has another one since it was loaded.
             ValidationMissing: the store lost it.
             Unavailable: the store is away, or its copy is damaged.
         """
@@ -44,6 +45,9 @@ class ValidationCache:
             return record
         record = await self._store.load_validation(run.run_id, version)
         if record is None:
+            now = await self._store.load_run(run.run_id)
+            if now is None or (now.incarnation, now.validation_version) != (run.incarnation, version):
+                raise ValidationGoneError
             raise ValidationMissing(
                 f"the store no longer holds validation gradient {version} of run {run.run_id!r}; send /refresh_validation "
                 "again.",

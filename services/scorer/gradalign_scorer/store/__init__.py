@@ -17,7 +17,7 @@ from gradalign_scorer.store.refusals import (
     run_not_found,
     stale_policy,
 )
-from gradalign_scorer.store.runs import RunStore, VersionTakenError
+from gradalign_scorer.store.runs import RunStore, ValidationGoneError, VersionTakenError
 
 __all__ = [
     "Commit",
@@ -29,6 +29,7 @@ __all__ = [
     "RunStore",
     "ScoreCommit",
     "SelectionCommit",
+    "ValidationGoneError",
     "ValidationRecord",
     "VersionTakenError",
     "alignment_kind_mismatch",

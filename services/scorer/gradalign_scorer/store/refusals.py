@@ -14,7 +14,6 @@ from gradalign import (
     ProjectionMismatch,
     RequestIdReused,
     StalePolicy,
-    ValidationMissing,
     WireError,
 )
 from gradalign_scorer.ranking.predictor import width_of
@@ -133,8 +132,6 @@ def commit_refusal(status: str, details: list[str], commit: Commit) -> WireError
         if commit.projection is None or not details[0]:
             return kind_mismatch(commit.kind, kind_of(details[1]), commit.run_id)
         return projection_mismatch(commit.projection.to_map(), json.loads(details[0]))
-    if status == "validation_gone" and isinstance(commit, ScoreCommit):
-        return _validation_gone(commit)
     if status == "alignment_kind_mismatch" and isinstance(commit, ScoreCommit):
         return alignment_kind_mismatch(commit.alignment_kind or "", details[0])
     if status == "features_mismatch" and isinstance(commit, ScoreCommit) and commit.moments is not None:
@@ -146,12 +143,3 @@ def commit_refusal(status: str, details: list[str], commit: Commit) -> WireError
         "not_found": lambda: run_not_found(commit.run_id),
     }
     return refusals[status]()
-
-
-def _validation_gone(commit: ScoreCommit) -> ValidationMissing:
-    return ValidationMissing(
-        f"the request was scored against validation version {commit.validation_version}, which the run no longer holds: "
-        "it was restored, deleted or refreshed several times meanwhile. Send the request again; where that says that "
-        "there is no validation gradient, /refresh_validation first.",
-        param="validation_version",
-    )

@@ -26,7 +26,7 @@ from gradalign_scorer.store.refusals import commit_refusal, fenced, request_id_r
 from gradalign_scorer.store.snapshots import copy_run, delete_run
 from gradalign_scorer.store.sorting import Sorting
 
-__all__ = ["RunStore", "VersionTakenError"]
+__all__ = ["RunStore", "ValidationGoneError", "VersionTakenError"]
 
 DISCOUNT = 0.9
 LIKENESS_SHARE = 0.2
@@ -39,6 +39,10 @@ _PING_SECONDS = 2.0
 
 class VersionTakenError(Exception):
     """Another refresh took the validation version; compute the commit again for the next one."""
+
+
+class ValidationGoneError(Exception):
+    """The run no longer holds the validation gradient that was scored against; compute the commit again with the current."""
 
 
 class RunStore:
@@ -166,8 +170,8 @@ class RunStore:
         """Store the scores of a request; the reply to send, which a repetition gets from its first commit.
 
         Raises:
-            Fenced, RequestIdReused, StalePolicy, ProjectionMismatch, FeaturesMismatch, ValidationMissing: nothing was
-                stored.
+            ValidationGoneError: the run was refreshed often, restored or deleted since its validation gradient was read.
+            Fenced, RequestIdReused, StalePolicy, ProjectionMismatch, FeaturesMismatch: nothing was stored.
         """
         keys = RunKeys(commit.run_id)
         names = [keys.problems, keys.unsorted, keys.validations, keys.rounds, keys.moments, keys.beliefs]
@@ -220,6 +224,8 @@ class RunStore:
             return reply
         if status == b"version_taken":
             raise VersionTakenError
+        if status == b"validation_gone":
+            raise ValidationGoneError
         raise commit_refusal(status.decode(), [detail.decode() for detail in details], commit)
 
     async def _list(self, run_id: str) -> None:
