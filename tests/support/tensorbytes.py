@@ -21,8 +21,8 @@ class _Alive(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for value in tree_leaves((args, kwargs or {})):
-            if isinstance(value, Tensor):
-                self._known.setdefault(value.untyped_storage()._cdata, 0)
+            if isinstance(value, Tensor) and value.untyped_storage()._cdata not in self._known:
+                self._add(value.untyped_storage(), 0)
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
             if (
@@ -30,11 +30,12 @@ class _Alive(TorchDispatchMode):
                 and value.device.type != "meta"
                 and value.untyped_storage()._cdata not in self._known
             ):
-                self._add(value.untyped_storage())
+                self._add(value.untyped_storage(), value.untyped_storage().nbytes())
         return result
 
-    def _add(self, storage: Any) -> None:
-        key, size = storage._cdata, storage.nbytes()
+    def _add(self, storage: Any, size: int) -> None:
+        # What was there before counts for nothing, until it is freed: another storage may come to lie at its address.
+        key = storage._cdata
         self._known[key] = size
         self.now += size
         self.peak = max(self.peak, self.now)

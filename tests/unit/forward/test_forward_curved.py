@@ -100,3 +100,27 @@ def test_the_length_of_the_step_is_in_a_checkpoint():
     resumed = Direction(model, method="one-sided")
     resumed.load_state_dict(direction.state_dict())
     assert torch.equal(resumed.products(*asked, **given), direction.products(*asked, **given))
+
+
+class Bends(nn.Module):
+    """A log-prob whose change grows by the sixth power of the step, from about the step on that makes the target."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, inputs):
+        return inputs * self.weights * (0.53 + 40 * (self.weights / 0.0377).abs() ** 5) - 1.0
+
+
+@pytest.mark.parametrize("method", ["one-sided", "central"])
+def test_a_step_is_found_between_one_too_short_and_one_too_long(method):
+    """By proportion alone the two follow one another without end."""
+    model, inputs = Bends(), torch.ones(3, 1, dtype=torch.float64)
+    asked = (inputs, torch.full((3,), 1 / 3, dtype=torch.float64), torch.ones(3, 1, dtype=torch.bool))
+    direction = Direction(model, method=method, target=0.02)
+    again(model, direction, *asked[:2])
+    with torch.no_grad():
+        check = direction.check(model, *asked, logprobs_at=model(inputs))
+    assert check.quotient == pytest.approx(1, abs=0.02)
+    assert check.products[0].sum() == pytest.approx(direction.length, rel=0.02)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from gradalign.forward.passes.batches import MicroBatch
 
 __all__ = ["Step"]
 
-_TRIES = 6
+_TRIES = 8
 _FACTOR = 2.0
 _GROWTH = 100.0
 _FINER, _FINEST = 8.0, 64.0
@@ -22,6 +23,9 @@ _FINER, _FINEST = 8.0, 64.0
 
 class Step:
     """Adapts h from batch to batch; a change of log-probs is proportional to it, so one new try is enough as a rule.
+
+    Where a few sure tokens bend it is not: their change grows by powers of h. Between an h that changed too little and one
+    that changed too much, the next is their geometric mean.
 
     Args:
         target: root mean square of the change of a counted token's log-prob, in nats.
@@ -39,6 +43,7 @@ class Step:
         self._coarsest, self.size, self.spread, self.fineness = target, first, spread, fineness
         self.rms = 0.0
         self._tries, self._first = 0, first
+        self._short, self._long = 0.0, math.inf
 
     @property
     def target(self) -> float:
@@ -67,19 +72,35 @@ class Step:
             return True
         self.rms = rms
         factor = self.target / self.rms if self.rms else _GROWTH
-        self.size *= min(max(factor, 1 / _GROWTH), _GROWTH)
-        self._tries += 1
         fits = 1 / _FACTOR <= factor <= _FACTOR
-        if not fits and self._tries >= _TRIES:
-            tries, self._tries, self.size = self._tries, 0, self._first
+        self._adapt(factor)
+        self._tries += 1
+        if fits:
+            self._begin()
+        elif self._tries >= _TRIES:
+            tries = self._tries
+            self.size = self._first
+            self._begin()
             raise DirectionError(
                 f"after {tries} tries the weights' step changes log-probs by {self.rms:.3g} a token where {self.target} was "
                 "aimed at. Either the log-prob function does not run the weights that were moved (a copy for inference, a "
                 "compiled or frozen graph), or logprobs_at is not what it gives at the weights as they are."
             )
-        if fits:
-            self._tries = 0
         return fits
+
+    def _begin(self) -> None:
+        self._tries, self._short, self._long = 0, 0.0, math.inf
+
+    def _adapt(self, factor: float) -> None:
+        """The next h: by proportion, or between two that were tried where proportion leads out of these."""
+        if factor > 1:
+            self._short = max(self._short, self.size)
+        else:
+            self._long = min(self._long, self.size)
+        bracketed = 0 < self._short < self._long < math.inf
+        self.size *= min(max(factor, 1 / _GROWTH), _GROWTH)
+        if bracketed and not self._short < self.size < self._long:
+            self.size = math.sqrt(self._short * self._long)
 
     def rms_of(self, changes: Sequence[Tensor], given: Sequence[MicroBatch]) -> float | None:
         """The root mean square of changes of counted tokens, over all ranks that move alike; None where none counts."""
