@@ -43,7 +43,7 @@ def test_a_row_without_signal_or_validation_is_no_evidence(kit):
     columns, run = kit.run(go)
     assert columns.column("evidence_weight").tolist() == [0, 0, 1]
     assert columns.column("times_scored").tolist() == [1, 1, 1]
-    assert run.spread() == (0.5, 0.0)
+    assert (run.spread().mean, run.spread().deviation) == (0.5, 0.0)
 
 
 def test_the_spread_of_the_run_is_discounted_by_request(kit):
@@ -53,7 +53,8 @@ def test_the_spread_of_the_run_is_discounted_by_request(kit):
         await store.commit_scores(kit.scores({"e": 0.0}, signal=np.array([False])))
         return await store.load_run(kit.run_id)
 
-    mean, deviation = kit.run(go).spread()
+    spread = kit.run(go).spread()
+    mean, deviation = spread.mean, spread.deviation
     weights, values = np.array([0.9, 0.9, 1, 1, 1, 1]), np.array([0, 1, 0.5, 0.5, 0.5, 0.5])
     assert mean == pytest.approx(np.average(values, weights=weights))
     assert deviation == pytest.approx(math.sqrt(np.average((values - mean) ** 2, weights=weights)))

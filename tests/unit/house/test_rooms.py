@@ -94,7 +94,9 @@ MAY_IMPORT = {
         "gradalign_scorer.store.records",
     },
     "gradalign_scorer.store.embedded": set(),
-    "gradalign_scorer.store.records": set(),
+    "gradalign_scorer.store.records": {
+        "gradalign_scorer.ranking",
+    },
     "gradalign_scorer.telemetry": {
         "gradalign_scorer.http",
         "gradalign_scorer.store",

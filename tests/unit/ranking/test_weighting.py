@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gradalign_scorer.ranking.weighting import PRIOR_VARIANCE, group_weights, quality_weights
+from gradalign_scorer.ranking.weighting import DISCOUNT, PRIOR_VARIANCE, Spread, group_weights, quality_weights
 
 RNG = np.random.default_rng(0)
 ALIGNMENTS = RNG.normal(0.02, 0.1, 200)
@@ -118,3 +118,20 @@ class TestQuality:
     def test_weights_stay_within_bounds(self):
         assert quality([0.5, -0.5], spread=0.05).tolist() == [1.0, 0.0]
         assert quality([0.0, 0.0], spread=None).tolist() == [0.25, 0.25]
+
+
+class TestSpread:
+    def test_is_that_of_all_alignments_with_older_requests_discounted(self):
+        first, second = RNG.standard_normal(7), 2 + RNG.standard_normal(5)
+        spread = Spread.of(second).behind(Spread.of(first))
+        weights, values = np.repeat([DISCOUNT, 1.0], [7, 5]), np.concatenate([first, second])
+        mean = np.average(values, weights=weights)
+        assert spread.mean == pytest.approx(mean)
+        assert spread.deviation == pytest.approx(np.average((values - mean) ** 2, weights=weights) ** 0.5)
+
+    def test_a_request_without_alignments_ages_nothing(self):
+        known = Spread.of(np.array([0.1, 0.5]))
+        assert Spread.of(np.zeros(0)).behind(known) == known
+
+    def test_nothing_has_none(self):
+        assert (Spread().mean, Spread().deviation) == (0.0, 0.0)

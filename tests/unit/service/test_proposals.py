@@ -6,14 +6,14 @@ import pytest
 from gradalign import SelectRequest
 from gradalign_scorer.ranking.predictor import Moments, Predictor
 from gradalign_scorer.ranking.scoring import Evidence
-from gradalign_scorer.ranking.weighting import PRIOR_VARIANCE
+from gradalign_scorer.ranking.weighting import PRIOR_VARIANCE, Spread
 from gradalign_scorer.service.proposals import expectations, with_predictions
 from gradalign_scorer.store import ProblemColumns
 
 RNG = np.random.default_rng(1)
 FEATURES = RNG.standard_normal((40, 3))
 MOMENTS = Moments.of(FEATURES, FEATURES @ [0.3, 0.0, -0.1])
-SPREAD = (0.1, 0.2)
+SPREAD = Spread.of(np.array([-0.1, 0.3]))
 REQUEST = SelectRequest(run_id="r", policy_version=9, count=4, seed=5)
 
 

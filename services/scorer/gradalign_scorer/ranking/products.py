@@ -19,6 +19,7 @@ from gradalign_scorer.ranking.reliability import (
 )
 from gradalign_scorer.ranking.scoring import Evidence, Scored, evidence_weights, ranked, rejected_rows, signal_chances
 from gradalign_scorer.ranking.strategies import Candidates
+from gradalign_scorer.ranking.weighting import Spread
 
 __all__ = ["PRODUCTS_NOT_FINITE", "alignment_kind", "score_products"]
 
@@ -28,6 +29,7 @@ PRODUCTS_NOT_FINITE = (
     "its products hold NaN, Inf or more than 1e30; look for an overflow in its log-probs, before and after the step"
 )
 _MOST_EVIDENCE = 1e6
+_FEWEST = 3
 
 
 def alignment_kind(request: ScoreRequest) -> str:
@@ -43,9 +45,9 @@ def score_products(request: ScoreRequest, strategy: str, scale: float, evidence:
     Args:
         request: with `products` taken with the run's validation gradient.
         strategy: the rule's name.
-        scale: of products of the validation problems, the mean of them: what makes products without norms evidence that a
-            run can keep. In another unit of the gradients it is another as well.
-        evidence: from earlier requests, without a unit.
+        scale: of products of the validation problems, the mean of them. In another unit of the gradients it is another as
+            well.
+        evidence: from earlier requests, without a unit: alignments without exact norms count in standard deviations.
 
     Raises:
         InvalidValue: the strategy needs a column that was not sent, or sketches; or products and norms disagree.
@@ -55,6 +57,8 @@ def score_products(request: ScoreRequest, strategy: str, scale: float, evidence:
     candidates = _candidates(request, strategy, columns, evidence)
     order, priorities = ranked(candidates, strategy)
     unit = scale if kind == "product" else 1.0
+    scatter = None if kind == "cosine" else Spread.of(_without_unit(columns.alignments, unit)[columns.signal])
+    unit *= 1.0 if scatter is None else _deviation(scatter.behind(evidence.scatter))
     counted = columns.shrunken if request.shrink_weights else columns.alignments
     weights = evidence_weights(_without_unit(counted, unit), columns.signal, evidence, columns.kept)
     each = rollout_weights(columns.rollouts, columns.given_norms) if request.rollout_weights else None
@@ -70,6 +74,7 @@ def score_products(request: ScoreRequest, strategy: str, scale: float, evidence:
         reliability=None,
         strength=None if evidence.predicted is None else evidence.strength,
         evidence=_without_unit(columns.alignments, unit)[order],
+        scatter=scatter,
         errors=columns.errors[order],
         noise=ranking_noise(columns.alignments, columns.errors),
         rollout_weights=None if each is None else [each[i] for i in columns.kept[order]],
@@ -130,6 +135,11 @@ def _candidates(request: ScoreRequest, strategy: str, columns: _Columns, evidenc
         shrunken=None if none_known else columns.shrunken,
         signal_chances=partial(signal_chances, request, evidence, kept),
     )
+
+
+def _deviation(scatter: Spread) -> float:
+    """What one alignment is worth as evidence; the mean of the validation problems' where there are too few to tell."""
+    return scatter.deviation if scatter.weight >= _FEWEST and scatter.deviation > 0 else 1.0
 
 
 def _without_unit(alignments: Floats, unit: float) -> Floats:

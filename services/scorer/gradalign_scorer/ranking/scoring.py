@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,7 @@ from gradalign_scorer.ranking.aggregation import CANCELLED, pooled_weights
 from gradalign_scorer.ranking.alignment import Products, SketchRows, gram, products, weighted_sum
 from gradalign_scorer.ranking.reliability import RankingNoise, Reliability, reliability
 from gradalign_scorer.ranking.strategies import STRATEGIES, Candidates
-from gradalign_scorer.ranking.weighting import group_weights, quality_weights
+from gradalign_scorer.ranking.weighting import Spread, group_weights, quality_weights
 
 __all__ = [
     "NOT_FINITE",
@@ -47,7 +47,8 @@ class Evidence:
     Attributes:
         sums: discounted sums of earlier alignments.
         weights: discounted counts of them.
-        spread: standard deviation of alignments in the run; None before its first scores.
+        spread: standard deviation of `alignments` as evidence in the run; None before its first scores.
+        scatter: of alignments without exact norms in the run, before they are divided by their standard deviation.
         predicted: quality that features predict; None where none were sent. Then `sums` and `weights` are of strengths:
             `weighting.quality_weights` says how.
         strength: the alignment to expect of a problem like the validation problems.
@@ -60,6 +61,7 @@ class Evidence:
     predicted: Floats | None = None
     strength: float = 1.0
     beliefs: Beliefs | None = None
+    scatter: Spread = field(default_factory=Spread)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Scored:
         reliability: None for fewer than 3 problems with a signal.
         strength: of the alignments as evidence of quality; None where no features were sent.
         evidence: the alignments without a unit, [n]; None without a validation gradient.
+        scatter: of the alignments that this unit was read of; None where they need none.
         errors: standard errors of the alignments, [n], NaN where unknown; None of sketches.
         noise: None for fewer than 3 known errors.
         rollout_weights: n arrays, [rollouts] each; None where not asked for.
@@ -94,6 +97,7 @@ class Scored:
     reliability: Reliability | None
     strength: float | None = None
     evidence: Floats | None = None
+    scatter: Spread | None = None
     errors: Floats | None = None
     noise: RankingNoise | None = None
     rollout_weights: list[Floats] | None = None

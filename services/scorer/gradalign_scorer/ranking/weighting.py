@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Self
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PRIOR_VARIANCE", "group_weights", "prior_weight", "quality_weights"]
+__all__ = ["DISCOUNT", "PRIOR_VARIANCE", "Spread", "group_weights", "prior_weight", "quality_weights"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -13,6 +16,49 @@ PRIOR_VARIANCE = 0.5
 """Of the qualities of problems around what their features predict."""
 
 SMALLEST_SPREAD = 0.05
+
+DISCOUNT = 0.9
+"""What a request leaves of the sums over earlier ones that the spread of a run is read of."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Discounted sums over the alignments of a run's groups with a signal: their mean and their scatter.
+
+    Attributes:
+        weight: of how many.
+        total: sum.
+        square: sum of squares.
+    """
+
+    weight: float = 0.0
+    total: float = 0.0
+    square: float = 0.0
+
+    @classmethod
+    def of(cls, values: npt.NDArray[np.floating]) -> Self:
+        """Of the alignments of one request, [n]."""
+        exact = np.asarray(values, dtype=np.float64)
+        return cls(float(len(exact)), float(exact.sum()), float(np.square(exact).sum()))
+
+    def behind(self, earlier: Self) -> Self:
+        """These, behind those of earlier requests. No alignment ages what is known."""
+        kept = DISCOUNT if self.weight else 1.0
+        return type(self)(
+            kept * earlier.weight + self.weight,
+            kept * earlier.total + self.total,
+            kept * earlier.square + self.square,
+        )
+
+    @property
+    def mean(self) -> float:
+        """Of the alignments; 0 without any."""
+        return self.total / self.weight if self.weight else 0.0
+
+    @property
+    def deviation(self) -> float:
+        """Their standard deviation; 0 without any."""
+        return max(self.square / self.weight - self.mean**2, 0.0) ** 0.5 if self.weight else 0.0
 
 
 def group_weights(

@@ -58,6 +58,7 @@ def score_commit(
         reliability=trust.value if trust else None,
         moments=_moments(request, scored),
         evidence=scored.evidence,
+        scatter=scored.scatter,
         alignment_kind=None if request.products is None else alignment_kind(request),
         rollout_reliability=scored.noise.reliability if scored.noise else None,
         of_rates=request.kind == "pass_rates",

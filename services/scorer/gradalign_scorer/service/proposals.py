@@ -19,7 +19,7 @@ from gradalign_scorer.posterior.thompson import drawn_rates
 from gradalign_scorer.ranking.predictor import Moments, Predictor
 from gradalign_scorer.ranking.scoring import Evidence
 from gradalign_scorer.ranking.selection import PickRule, Picks, StoredScores, pick
-from gradalign_scorer.ranking.weighting import prior_weight
+from gradalign_scorer.ranking.weighting import Spread, prior_weight
 from gradalign_scorer.store import ProblemColumns, RunRecord
 
 __all__ = ["drawn_worths", "expectations", "picks_by_belief", "picks_of", "stored_scores", "with_predictions"]
@@ -109,7 +109,7 @@ def expectations(
     features: Floats,
     moments: Moments | None,
     request: SelectRequest,
-    spread: tuple[float, float] | None,
+    spread: Spread | None,
 ) -> StoredScores:
     """Scores whose priorities are expected qualities, under one Thompson draw of what features predict.
 
@@ -124,14 +124,14 @@ def expectations(
         features: of them, [n, F].
         moments: of the run; None where it has learned nothing yet: every priority is unknown.
         request: its seed and policy version decide the draw.
-        spread: mean and standard deviation of alignments in the run; None before the first scores.
+        spread: of the evidence in the run; None before the first scores.
     """
     scores = stored_scores(columns)
     fresh = np.full(len(scores.ids), float(request.policy_version))
     if moments is None:
         return dataclasses.replace(scores, priorities=np.full(len(fresh), np.nan), policy_versions=fresh)
     drawn = Predictor(moments).draw(features, np.random.default_rng([request.seed, request.policy_version]))
-    pull = prior_weight(spread[1] if spread else 0.0)
+    pull = prior_weight(spread.deviation if spread else 0.0)
     expected = (pull * drawn + columns.column("evidence_sum")) / (pull + columns.column("evidence_weight"))
     gain = _informative(columns.column("pass_rate")) / np.sqrt(1 + columns.column("times_scored"))
     worth = np.where(expected > 0, expected * gain, expected)

@@ -17,15 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradalign import RefreshRequest, ScoreRequest, SelectRequest, Unavailable, ValidationMismatch, WireError
+from gradalign import RefreshRequest, ScoreRequest, SelectRequest, WireError
 from gradalign_scorer.http.bodies import Body
 from gradalign_scorer.http.requestlog import stage
 from gradalign_scorer.ranking.aggregation import ValidationGradient, aggregate, checked_products, decayed
 from gradalign_scorer.ranking.alignment import Products, SketchRows
 from gradalign_scorer.ranking.predictor import Moments
-from gradalign_scorer.ranking.products import alignment_kind, score_products
+from gradalign_scorer.ranking.products import score_products
 from gradalign_scorer.ranking.scoring import Evidence, Scored, Scoring, score, score_rates, score_together
 from gradalign_scorer.ranking.selection import StoredScores
+from gradalign_scorer.service.checks import TRIES, check_clock, check_run, check_version, outrun
 from gradalign_scorer.service.engine import Engine
 from gradalign_scorer.service.outcomes import refresh_commit, score_commit, selection_commit
 from gradalign_scorer.service.proposals import (
@@ -46,13 +47,8 @@ from gradalign_scorer.store import (
     ValidationGoneError,
     ValidationRecord,
     VersionTakenError,
-    alignment_kind_mismatch,
     features_mismatch,
-    fenced,
-    kind_mismatch,
-    projection_mismatch,
     run_not_found,
-    stale_policy,
 )
 from gradalign_scorer.telemetry.metrics import Metrics
 from gradalign_scorer.telemetry.run_metrics import RunFigures
@@ -60,14 +56,6 @@ from gradalign_scorer.telemetry.run_metrics import RunFigures
 __all__ = ["Service"]
 
 T = TypeVar("T")
-_TRIES = 5
-"""Of a request whose validation gradient another writer replaces while it is computed."""
-_ADVICE = {
-    "dots_version": "take the products with the gradient of the latest /refresh_validation, and send the version of its "
-    "reply. Or leave dots out: the sketches alone will do.",
-    "products_version": "take them with the gradient of the latest /refresh_validation, and send the version of its reply.",
-    "decay_version": "the sum that you keep is of another gradient. Begin it anew, and send a refresh without decay.",
-}
 
 
 class Service:
@@ -105,12 +93,12 @@ class Service:
             WireError: with the request's id.
         """
         with _named(request.request_id):
-            for _ in range(_TRIES):
+            for _ in range(TRIES):
                 try:
                     return await self._score(request, body)
                 except ValidationGoneError:
                     continue
-            raise _outrun(request.run_id)
+            raise outrun(request.run_id)
 
     async def _score(self, request: ScoreRequest, body: Body) -> bytes:
         with self._metrics.stage("load"):
@@ -118,10 +106,10 @@ class Service:
             stored = await self._stored_reply(request, run, body)
             if stored is not None:
                 return stored
-            _check_run(request, run)
+            check_run(request, run)
             validation = await self._validations.current(run) if run else None
-            _check_version("dots_version", request.dots_version, validation, request.run_id)
-            _check_version("products_version", request.products_version, validation, request.run_id)
+            check_version("dots_version", request.dots_version, validation, request.run_id)
+            check_version("products_version", request.products_version, validation, request.run_id)
         strategy = request.strategy or (run or RunRecord.begun_by(request)).strategy
         with self._metrics.stage("compute", body):
             scored, digest = await self._computed(request, strategy, run, validation, body)
@@ -181,13 +169,13 @@ class Service:
             gradient: ValidationGradient | None = None
             await body.whole()
             digest = await _digest(request, body)
-            for _ in range(_TRIES):
+            for _ in range(TRIES):
                 with stage("load"):
                     run = await self.store.load_run(request.run_id)
                     stored = await self._stored_reply(request, run, body)
                 if stored is not None:
                     return stored
-                _check_run(request, run)
+                check_run(request, run)
                 if gradient is None:
                     with stage("compute"):
                         gradient = await self._aggregate(request)
@@ -202,7 +190,7 @@ class Service:
                     continue
                 self._count(commit)
                 return reply
-            raise _outrun(request.run_id)
+            raise outrun(request.run_id)
 
     async def select(self, request: SelectRequest, body: Body) -> bytes:
         """Pick from the stored priorities; the `Selection` in msgpack. Arguments and errors as for `score`."""
@@ -214,7 +202,7 @@ class Service:
                 stored = await self._stored_reply(request, run, body)
                 if stored is not None:
                     return stored
-                _check_clock(request.epoch, request.policy_version, run)
+                check_clock(request.epoch, request.policy_version, run)
                 columns = await self.store.load_problems(request.run_id, request.problem_ids)
                 scores = await self._scores(request, run, columns)
             with stage("compute"):
@@ -264,7 +252,7 @@ class Service:
         if request.decay is None:
             return None
         held = await self._validations.current(run) if run else None
-        _check_version("decay_version", request.decay_version, held, request.run_id)
+        check_version("decay_version", request.decay_version, held, request.run_id)
         return held
 
     async def _decayed(
@@ -279,11 +267,11 @@ class Service:
             zeros = np.zeros(len(request.problem_ids))
             return Evidence(zeros, zeros, None)
         columns = await self.store.load_problems(request.run_id, request.problem_ids)
-        moments = run.spread()
+        spread = run.spread()
         wanted = strategy == "posterior"
         beliefs = await self.store.load_beliefs(request.run_id, request.problem_ids) if wanted else None
         sums, weights = columns.column("evidence_sum"), columns.column("evidence_weight")
-        evidence = Evidence(sums, weights, moments[1] if moments else None, beliefs=beliefs)
+        evidence = Evidence(sums, weights, spread.deviation if spread else None, beliefs=beliefs, scatter=run.scatter())
         if request.features is None:
             return evidence
         learned = await self._moments(request.run_id, request.features)
@@ -325,40 +313,3 @@ def _named(request_id: str | None) -> Iterator[None]:
     except WireError as error:
         error.request_id = request_id
         raise
-
-
-def _outrun(run_id: str) -> Unavailable:
-    return Unavailable(
-        f"other writers replaced the validation gradient of run {run_id!r} {_TRIES} times while this request was computed; "
-        "retry, and let one process of a run refresh it.",
-        retry_after=1.0,
-    )
-
-
-def _check_clock(epoch: int | None, policy_version: int, run: RunRecord) -> None:
-    if epoch is not None and epoch < run.epoch:
-        raise fenced(epoch, run.epoch)
-    if policy_version < run.policy_version:
-        raise stale_policy(policy_version, run.policy_version)
-
-
-def _check_run(request: ScoreRequest | RefreshRequest, run: RunRecord | None) -> None:
-    """Refuse before computing what the commit would refuse after it."""
-    if run is None:
-        return
-    _check_clock(request.epoch, request.policy_version, run)
-    if run.kind is not None and run.kind != request.kind:
-        raise kind_mismatch(request.kind, run.kind, request.run_id)
-    held = run.projection
-    if held is not None and request.projection is not None and run.projection_id != request.projection.id:
-        raise projection_mismatch(request.projection.to_map(), held)
-    if isinstance(request, ScoreRequest) and run.alignment_kind not in (None, alignment_kind(request)):
-        raise alignment_kind_mismatch(alignment_kind(request), run.alignment_kind)
-
-
-def _check_version(param: str, sent: int | None, validation: ValidationRecord | None, run_id: str) -> None:
-    held = validation.version if validation else None
-    if sent is None or sent == held:
-        return
-    state = "holds no validation gradient" if held is None else f"is at validation version {held}"
-    raise ValidationMismatch(f"{param} is {sent} and run {run_id!r} {state}; {_ADVICE[param]}", param=param)

@@ -9,6 +9,8 @@ from gradalign_scorer.store.records.problems import ProblemColumns
 from gradalign_scorer.store.records.runs import RunRecord
 from gradalign_scorer.store.records.validations import ValidationRecord
 from gradalign_scorer.store.refusals import (
+    ValidationGoneError,
+    VersionTakenError,
     alignment_kind_mismatch,
     features_mismatch,
     fenced,
@@ -17,7 +19,7 @@ from gradalign_scorer.store.refusals import (
     run_not_found,
     stale_policy,
 )
-from gradalign_scorer.store.runs import RunStore, ValidationGoneError, VersionTakenError
+from gradalign_scorer.store.runs import RunStore
 
 __all__ = [
     "Commit",

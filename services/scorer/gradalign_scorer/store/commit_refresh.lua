@@ -23,6 +23,6 @@ local problems, coherence = request.validation_problems, request.coherence
 if problems > 1 and coherence >= 0 then
   local cosine = math.max(0, (problems * coherence * coherence - 1) / (problems - 1))
   local earlier = tonumber(field('likeness') or cosine)
-  redis.call('HSET', meta, 'likeness', exact(earlier + request.likeness_share * (cosine - earlier)))
+  redis.call('HSET', meta, 'likeness', exact(earlier + request.recent_share * (cosine - earlier)))
 end
 return finish(rounds_key)

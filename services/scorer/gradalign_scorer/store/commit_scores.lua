@@ -77,13 +77,18 @@ begin()
 if request.strategy ~= '' then redis.call('HSET', meta, 'strategy', request.strategy) end
 if request.reliability >= 0 then redis.call('HSET', meta, 'reliability', exact(request.reliability)) end
 if request.rollout_reliability >= 0 then
-  redis.call('HSET', meta, 'rollout_reliability', exact(request.rollout_reliability))
+  local earlier = tonumber(field('mean_reliability') or request.rollout_reliability)
+  local mean = earlier + request.recent_share * (request.rollout_reliability - earlier)
+  redis.call('HSET', meta, 'rollout_reliability', exact(request.rollout_reliability), 'mean_reliability', exact(mean))
 end
 if request.alignment_kind ~= '' then redis.call('HSET', meta, 'alignment_kind', request.alignment_kind) end
-if request.spread_weight > 0 then
-  -- Discounted moments of the run's alignments: its mean and spread. A request without evidence ages nothing.
-  for _, name in ipairs({'spread_weight', 'spread_sum', 'spread_square'}) do
-    redis.call('HSET', meta, name, exact(tonumber(field(name) or '0') * request.discount + request[name]))
+for _, spread in ipairs({'spread', 'scatter'}) do
+  -- Discounted sums over the run's alignments: their mean and spread. A request without evidence ages nothing.
+  if request[spread .. '_weight'] > 0 then
+    for _, part in ipairs({'_weight', '_sum', '_square'}) do
+      local name = spread .. part
+      redis.call('HSET', meta, name, exact(tonumber(field(name) or '0') * request.discount + request[name]))
+    end
   end
 end
 if moments ~= '' then redis.call('SET', moments_key, moments) end

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from gradalign import Projection, RoundRecord
 from gradalign_scorer.ranking.predictor import HALF_LIFE, Moments
+from gradalign_scorer.ranking.weighting import DISCOUNT, Spread
 from gradalign_scorer.store.records.runs import PASS_RATES, PRODUCTS
 from gradalign_scorer.store.records.validations import ValidationRecord
 
@@ -89,6 +90,7 @@ class ScoreCommit(Commit):
         moments: of these scores, to be added to the run's; None where no features were sent.
         evidence: float [n], the alignments without a unit, for what a run remembers of them; None: as they are.
         alignment_kind: of the alignments, which stays that of the run; None where they are of sketches.
+        scatter: of the alignments before `evidence` was made of them; None where they have a unit of their own.
         rollout_reliability: None keeps the run's.
         of_rates: whether there is nothing but pass rates, which makes the run one of these.
         observed: float64 [n, 2], successes and failures to add to the beliefs; None where none is kept.
@@ -109,6 +111,7 @@ class ScoreCommit(Commit):
     evidence_kept: float = 0.9
     moments: Moments | None = None
     evidence: npt.NDArray[np.floating[Any]] | None = None
+    scatter: Spread | None = None
     alignment_kind: str | None = None
     rollout_reliability: float | None = None
     of_rates: bool = False
@@ -123,7 +126,7 @@ class ScoreCommit(Commit):
     def header(self) -> dict[str, Any]:
         """The script's request map."""
         values = self._evidence()
-        evidence = np.asarray(values[self.signal & np.isfinite(values)], dtype=np.float64)
+        spread = Spread.of(values[self.signal & np.isfinite(values)])
         return {
             **super().header(),
             **_projection_fields(self.kind, self.projection),
@@ -132,9 +135,9 @@ class ScoreCommit(Commit):
             "reliability": _or_minus_one(self.reliability),
             "rollout_reliability": _or_minus_one(self.rollout_reliability),
             "alignment_kind": self.alignment_kind or "",
-            "spread_weight": float(len(evidence)),
-            "spread_sum": float(evidence.sum()),
-            "spread_square": float(np.square(evidence).sum()),
+            **_sums("spread", spread),
+            **_sums("scatter", self.scatter or Spread()),
+            "discount": DISCOUNT,
             "strength": self.strength,
             "evidence_kept": self.evidence_kept,
             "moments_kept": 1.0 if self.moments is None else 0.5 ** (self.moments.count / HALF_LIFE),
@@ -213,6 +216,10 @@ class SelectionCommit(Commit):
     def arguments(self) -> Sequence[bytes | str]:
         """The ids."""
         return self.ids
+
+
+def _sums(name: str, spread: Spread) -> dict[str, float]:
+    return {f"{name}_weight": spread.weight, f"{name}_sum": spread.total, f"{name}_square": spread.square}
 
 
 def _or_minus_one(value: float | None) -> float:

@@ -14,13 +14,14 @@ from gradalign import (
     ProjectionMismatch,
     RequestIdReused,
     StalePolicy,
-    WireError,
 )
 from gradalign_scorer.ranking.predictor import width_of
 from gradalign_scorer.store.commits import Commit, RefreshCommit, ScoreCommit
 from gradalign_scorer.store.records.runs import kind_of
 
 __all__ = [
+    "ValidationGoneError",
+    "VersionTakenError",
     "alignment_kind_mismatch",
     "commit_refusal",
     "features_mismatch",
@@ -32,6 +33,14 @@ __all__ = [
     "snapshot_not_found",
     "stale_policy",
 ]
+
+
+class VersionTakenError(Exception):
+    """Another refresh took the validation version; compute the commit again for the next one."""
+
+
+class ValidationGoneError(Exception):
+    """The run no longer holds the validation gradient that was scored against; compute the commit again with the current."""
 
 
 def run_not_found(run_id: str) -> NotFound:
@@ -126,7 +135,7 @@ def request_id_reused(request_id: str | None) -> RequestIdReused:
     )
 
 
-def commit_refusal(status: str, details: list[str], commit: Commit) -> WireError:
+def commit_refusal(status: str, details: list[str], commit: Commit) -> Exception:
     """The error for the status word of a commit's script."""
     if status == "projection_mismatch" and isinstance(commit, ScoreCommit | RefreshCommit):
         if commit.projection is None or not details[0]:
@@ -136,7 +145,9 @@ def commit_refusal(status: str, details: list[str], commit: Commit) -> WireError
         return alignment_kind_mismatch(commit.alignment_kind or "", details[0])
     if status == "features_mismatch" and isinstance(commit, ScoreCommit) and commit.moments is not None:
         return features_mismatch(commit.moments.width, width_of(int(details[0])))
-    refusals: dict[str, Callable[[], WireError]] = {
+    refusals: dict[str, Callable[[], Exception]] = {
+        "version_taken": VersionTakenError,
+        "validation_gone": ValidationGoneError,
         "fenced": lambda: fenced(commit.epoch, details[0]),
         "stale_policy": lambda: stale_policy(commit.policy_version, details[0]),
         "request_id_reused": lambda: request_id_reused(commit.request_id),

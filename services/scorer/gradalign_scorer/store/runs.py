@@ -22,27 +22,23 @@ from gradalign_scorer.store.records.cursors import decode_cursor, encode_cursor
 from gradalign_scorer.store.records.problems import ProblemColumns, problem_state
 from gradalign_scorer.store.records.runs import RunRecord
 from gradalign_scorer.store.records.validations import ValidationRecord
-from gradalign_scorer.store.refusals import commit_refusal, fenced, request_id_reused, run_not_found
+from gradalign_scorer.store.refusals import (
+    commit_refusal,
+    fenced,
+    request_id_reused,
+    run_not_found,
+)
 from gradalign_scorer.store.snapshots import copy_run, delete_run
 from gradalign_scorer.store.sorting import Sorting
 
-__all__ = ["RunStore", "ValidationGoneError", "VersionTakenError"]
+__all__ = ["RunStore"]
 
-DISCOUNT = 0.9
-LIKENESS_SHARE = 0.2
+RECENT_SHARE = 0.2
 KEEP_ROUNDS = 10_000
 KEEP_VALIDATIONS = 8
 REPLY_TTL = 24 * 3600
 _NAMES = 200
 _PING_SECONDS = 2.0
-
-
-class VersionTakenError(Exception):
-    """Another refresh took the validation version; compute the commit again for the next one."""
-
-
-class ValidationGoneError(Exception):
-    """The run no longer holds the validation gradient that was scored against; compute the commit again with the current."""
 
 
 class RunStore:
@@ -205,8 +201,7 @@ class RunStore:
             "now": time.time(),
             "incarnation": uuid.uuid4().hex,
             "round": json.dumps(dataclasses.asdict(commit.record)),
-            "discount": DISCOUNT,
-            "likeness_share": LIKENESS_SHARE,
+            "recent_share": RECENT_SHARE,
             "keep_rounds": KEEP_ROUNDS,
             "keep_validations": KEEP_VALIDATIONS,
             "reply_ttl": self._reply_ttl,
@@ -222,10 +217,6 @@ class RunStore:
         if status == b"stored":
             reply: bytes = details[0]
             return reply
-        if status == b"version_taken":
-            raise VersionTakenError
-        if status == b"validation_gone":
-            raise ValidationGoneError
         raise commit_refusal(status.decode(), [detail.decode() for detail in details], commit)
 
     async def _list(self, run_id: str) -> None:

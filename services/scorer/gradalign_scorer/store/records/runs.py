@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from gradalign import RunState, ScoreRequest
+from gradalign_scorer.ranking.weighting import Spread
 
 __all__ = ["PASS_RATES", "PRODUCTS", "RunRecord", "kind_of"]
 
@@ -97,25 +98,30 @@ class RunRecord:
         """Tells a run from an earlier, deleted one of the same name."""
         return self.fields.get("incarnation", "")
 
-    def spread(self) -> tuple[float, float] | None:
-        """Discounted mean and standard deviation of the run's alignments; None before the first scores."""
-        weight = float(self.fields.get("spread_weight", 0))
-        if weight < 1:
-            return None
-        mean = float(self.fields["spread_sum"]) / weight
-        variance = float(self.fields["spread_square"]) / weight - mean * mean
-        return mean, math.sqrt(max(variance, 0.0))
+    def spread(self) -> Spread | None:
+        """Of the evidence that the run's alignments were; None before the first scores."""
+        found = self._spread("spread")
+        return found if found.weight >= 1 else None
+
+    def scatter(self) -> Spread:
+        """Of alignments without exact norms, before they are divided by their own standard deviation."""
+        return self._spread("scatter")
+
+    def _spread(self, name: str) -> Spread:
+        return Spread(*(float(self.fields.get(f"{name}_{part}", 0)) for part in ("weight", "sum", "square")))
 
     @property
     def strength(self) -> float:
         """The alignment to expect of a problem like the validation problems; 1 where no two were ever sent at once.
 
         Where it cannot be told from the validation problems, since their products came without exact norms, one and a half
-        times the run's spread: what a group's weight is 1 at.
+        times the spread that fresh rollouts would show again: what a group's weight is 1 at. Late in a training, when
+        rollouts alone make a ranking, its alignments are no evidence, and what was learned before stays.
         """
         if self.kind == "products" and (self.alignment_kind != "cosine" or "likeness" not in self.fields):
-            moments = self.spread()
-            return _FULL_DEVIATIONS * moments[1] if moments and moments[1] > 0 else 1.0
+            spread = self.spread()
+            repeated = math.sqrt(float(self.fields.get("mean_reliability", 1.0)))
+            return _FULL_DEVIATIONS * spread.deviation * repeated if spread and spread.deviation > 0 else repeated
         return math.sqrt(float(self.fields.get("likeness", 1.0)))
 
     def state(self) -> RunState:
