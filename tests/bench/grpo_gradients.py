@@ -68,6 +68,11 @@ class Stage:
         self.draw_pool()
         self.draw_validation()
 
+    @property
+    def good(self) -> Tensor:
+        """Which of the problems to score are good ones, bool [P]."""
+        return torch.tensor([bool(problem.extra["good"]) for problem in self._world.pool[-self._size :]])
+
     def draw_pool(self) -> None:
         """Fresh rollouts of the problems to score."""
         self.pool = self._score(self._world.pool[-self._size :], self._group)
