@@ -15,31 +15,43 @@ import httpx
 import numpy as np
 import pytest
 import redis
+from forkserver import ForkServer
 
 from gradalign import Projection
 from gradalign_scorer.store import EmbeddedServer
 
 START_SECONDS = 120.0
 PROJECTION = Projection(dim=32, seed=3, parameters="ab" * 32)
+# As pytest was started: a test may have set more when the first fork is asked for.
+_ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("GRADALIGN_")} | {"OMP_NUM_THREADS": "1"}
 
 
 class ScorerProcess:
-    """A `gradalign serve` of its own process; it ends with the test that started it."""
+    """A `gradalign serve` of its own process; it ends with the test that started it.
 
-    def __init__(self, redis_url: str | None, *flags: str, **environment: str) -> None:
+    Args:
+        redis_url: of its store; None for an embedded one.
+        flags: of the command.
+        forks: forks it; None starts a new interpreter, as a shell does.
+        environment: of it, without GRADALIGN_.
+    """
+
+    def __init__(
+        self, redis_url: str | None, *flags: str, forks: ForkServer | None = None, **environment: str
+    ) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="ga-")
         self.port_file = Path(self.folder.name) / "url"
         self.log = Path(self.folder.name) / "log"
         store = ["--data-dir", f"{self.folder.name}/data"] if redis_url is None else ["--redis-url", redis_url]
-        command = [sys.executable, "-m", "gradalign", "serve", "--port", "0", "--port-file", str(self.port_file)]
+        arguments = ["serve", "--port", "0", "--port-file", str(self.port_file), *store, *flags]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("GRADALIGN_")}
+        variables = {**clean, "OMP_NUM_THREADS": "1", **{f"GRADALIGN_{k}": v for k, v in environment.items()}}
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [*command, *store, *flags],
-                env={**clean, "OMP_NUM_THREADS": "1", **{f"GRADALIGN_{k}": v for k, v in environment.items()}},
-                stdout=log,
-                stderr=log,
-            )
+            if forks is not None:
+                self.process = forks.start(arguments, variables, log)
+            else:
+                command = [sys.executable, "-m", "gradalign", *arguments]
+                self.process = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
         try:
             self.url = self._wait()
         except BaseException:
@@ -122,19 +134,35 @@ def stored(raw_store: redis.Redis) -> Callable[[], dict[bytes, bytes | None]]:
 
 @pytest.fixture(scope="session")
 def scorer(valkey_url: str) -> Iterator[ScorerProcess]:
-    """A scorer for the whole session, on the session's Valkey."""
+    """A scorer for the whole session, on the session's Valkey: the command as users start it."""
     process = ScorerProcess(valkey_url)
     yield process
     process.end()
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[ForkServer | None]:
+    """Forks scorers, which saves each the imports; None where a fork may not go on without an exec (macOS)."""
+    if sys.platform != "linux":
+        yield None
+        return
+    server = ForkServer(_ENVIRONMENT)
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def start_scorer(valkey_url: str) -> Iterator[Callable[..., ScorerProcess]]:
-    """Starts further scorers: `start_scorer(*flags, redis_url=..., MAX_REQUESTS="1")`."""
+def start_scorer(valkey_url: str, forks: ForkServer | None) -> Iterator[Callable[..., ScorerProcess]]:
+    """Starts further scorers: `start_scorer(*flags, redis_url=..., MAX_REQUESTS="1")`.
+
+    They are forks. `fresh=True` starts a new interpreter: for what rests on the start itself or on resident memory.
+    """
     with ExitStack() as stack:
 
-        def start(*flags: str, redis_url: str | None = valkey_url, **environment: str) -> ScorerProcess:
-            process = ScorerProcess(redis_url, *flags, **environment)
+        def start(
+            *flags: str, redis_url: str | None = valkey_url, fresh: bool = False, **environment: str
+        ) -> ScorerProcess:
+            process = ScorerProcess(redis_url, *flags, forks=None if fresh else forks, **environment)
             stack.callback(lambda: process.end() if process.process.poll() is None else process.folder.cleanup())
             return process
 

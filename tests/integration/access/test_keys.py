@@ -19,12 +19,13 @@ def bearer(key):
 
 
 @pytest.fixture(scope="module")
-def guarded(scorer, valkey_url, tmp_path_factory):
+def guarded(scorer, valkey_url, forks, tmp_path_factory):
     """A scorer with a key file; no key ever reaches its log."""
     path = tmp_path_factory.mktemp("keys") / "keys"
     path.touch(mode=0o600)
     path.write_text(KEYS)
-    process = type(scorer)(valkey_url, "--api-key-file", str(path), "--log-level", "debug", LOG_FORMAT="json")
+    flags = ["--api-key-file", str(path), "--log-level", "debug"]
+    process = type(scorer)(valkey_url, *flags, LOG_FORMAT="json", forks=forks)
     yield process
     log = process.log.read_text()
     assert not [key for key in (ADMIN, TEAM, READER) if key in log]

@@ -52,12 +52,12 @@ def authority(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def secure(scorer, valkey_url, authority):
+def secure(scorer, valkey_url, forks, authority):
     """A scorer that speaks TLS on its port and plain HTTP on a Unix socket."""
     cert, key = authority.sign("scorer")
     with tempfile.TemporaryDirectory(prefix="ga-") as folder:
         flags = ["--tls-cert", str(cert), "--tls-key", str(key), "--uds", f"{folder}/s"]
-        process = type(scorer)(valkey_url, *flags, API_KEY="the-key-of-the-test")
+        process = type(scorer)(valkey_url, *flags, API_KEY="the-key-of-the-test", forks=forks)
         process.uds = f"{folder}/s"
         yield process
         process.end()

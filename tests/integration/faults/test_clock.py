@@ -48,7 +48,7 @@ def test_a_clock_that_jumps_costs_no_request_and_applies_none_twice(
     clock, start_scorer, tmp_path, run_id, problem_ids, sketches, projection
 ):
     data = tmp_path / "data"
-    scorer = start_scorer("--data-dir", str(data), redis_url=None)
+    scorer = start_scorer("--data-dir", str(data), redis_url=None, fresh=True)
     sent, errors, enough = [0], [], threading.Event()
 
     def train():
@@ -97,7 +97,7 @@ def test_a_clock_that_jumps_costs_no_request_and_applies_none_twice(
         assert client.score(problem_ids, sketches, policy_version=0, projection=projection).alignments
     scorer.kill()
     clock(-DAY)
-    heir = start_scorer("--data-dir", str(data), redis_url=None)
+    heir = start_scorer("--data-dir", str(data), redis_url=None, fresh=True)
     with Client(heir.url, run_id=run_id, retries=0) as client:
         assert client.score(problem_ids, sketches, policy_version=0, projection=projection).alignments
 

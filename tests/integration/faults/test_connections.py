@@ -100,7 +100,8 @@ class SlowReader:
 
 def test_many_slow_readers_leave_memory_bounded_and_others_served(start_scorer, run_id, wide, projection):
     """Forty clients that leave selections of 3 MiB each: the last thirty of them held would be 90 MiB."""
-    scorer = start_scorer(MAX_BODY_BYTES=str(8 * MIB), MAX_ADMITTED_BYTES=str(16 * MIB), BODY_SECONDS="3600")
+    limits = {"MAX_BODY_BYTES": str(8 * MIB), "MAX_ADMITTED_BYTES": str(16 * MIB)}
+    scorer = start_scorer(fresh=True, BODY_SECONDS="3600", **limits)
     process = psutil.Process(scorer.process.pid)
     with Client(scorer.url, run_id=run_id, timeout=120) as client:
         client.refresh_validation(wide[0][:8], wide[1][:8], policy_version=0, projection=projection)
@@ -154,7 +155,8 @@ def test_a_connection_reset_while_its_reply_is_written_harms_nobody(impatient, r
 def test_a_full_scorer_answers_429_before_it_reads_and_every_trainer_gets_through(
     start_scorer, run_id, wide, projection
 ):
-    small = start_scorer(MAX_REQUESTS="2", MAX_BODY_BYTES=str(64 * MIB), MAX_ADMITTED_BYTES=str(128 * MIB))
+    limits = {"MAX_BODY_BYTES": str(64 * MIB), "MAX_ADMITTED_BYTES": str(128 * MIB)}
+    small = start_scorer(fresh=True, MAX_REQUESTS="2", **limits)
     ids, sketches = wide
     with Client(small.url, run_id=run_id) as client, small.http() as http:
         client.refresh_validation(ids[:8], sketches[:8], policy_version=0, projection=projection)

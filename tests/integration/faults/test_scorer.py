@@ -31,9 +31,9 @@ class LosesReplies(httpx.HTTPTransport):
 
 
 @pytest.fixture(scope="module")
-def second_scorer(scorer, valkey_url):
+def second_scorer(scorer, valkey_url, forks):
     """Another scorer on the session's Valkey."""
-    process = type(scorer)(valkey_url)
+    process = type(scorer)(valkey_url, forks=forks)
     yield process
     process.end()
 

@@ -228,7 +228,7 @@ def test_slow_senders_do_not_hold_up_the_compute_thread(start_scorer, run_id, la
 
 
 def test_many_large_requests_leave_memory_as_it_was(start_scorer, run_id, large):
-    scorer = start_scorer()
+    scorer = start_scorer(fresh=True)
     process = psutil.Process(scorer.process.pid)
     with Client(scorer.url, run_id=run_id) as client:
         client.refresh_validation(large[0][:8], large[1][:8], policy_version=0, projection=PROJECTION)

@@ -15,8 +15,8 @@ MARK = 0.12345679104328156  # a float32 that would be seen in a log
 
 
 @pytest.fixture(scope="module")
-def logging_scorer(scorer, valkey_url):
-    process = type(scorer)(valkey_url, "--log-level", "debug", LOG_FORMAT="json", API_KEY=KEY)
+def logging_scorer(scorer, valkey_url, forks):
+    process = type(scorer)(valkey_url, "--log-level", "debug", LOG_FORMAT="json", API_KEY=KEY, forks=forks)
     yield process
     process.end()
 

@@ -42,9 +42,9 @@ def head(path, length, kind="application/msgpack"):
 
 
 @pytest.fixture(scope="module")
-def guarded(scorer, valkey_url):
+def guarded(scorer, valkey_url, forks):
     """A scorer with two keys, which never reach its log."""
-    process = type(scorer)(valkey_url, "--log-level", "debug", API_KEY=f"other, {SECRET}")
+    process = type(scorer)(valkey_url, "--log-level", "debug", API_KEY=f"other, {SECRET}", forks=forks)
     yield process
     assert SECRET not in process.log.read_text()
     process.end()

@@ -23,12 +23,12 @@ MARK = 0.12345679104328156  # a float32 that would be seen in a span
 
 
 @pytest.fixture(scope="module")
-def traced(scorer, valkey_url, collector):
+def traced(scorer, valkey_url, forks, collector):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
         patch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
-        process = type(scorer)(valkey_url, "--tracing", LOG_FORMAT="json", API_KEY=KEY)
+        process = type(scorer)(valkey_url, "--tracing", LOG_FORMAT="json", API_KEY=KEY, forks=forks)
     yield process
     process.end()
 

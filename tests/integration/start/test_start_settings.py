@@ -98,7 +98,7 @@ def test_a_misspelt_variable_is_not_ignored(serve, wrong, right):
 def test_variables_of_others_and_empty_ones_are_let_be(start_scorer):
     # Those of a Kubernetes service named gradalign, of clients and trainers, and what an unset template leaves.
     others = {"SERVICE_HOST": "10.0.0.1", "PORT_8000_TCP": "tcp://10.0.0.1:8000", "CA_FILE": "/x", "SCORER_KEY": "k"}
-    process = start_scorer(**others, TLS_CERT="", API_KEY_FILE="", MAX_REQUESTS="", API_KEY="")
+    process = start_scorer(fresh=True, **others, TLS_CERT="", API_KEY_FILE="", MAX_REQUESTS="", API_KEY="")
     with process.http() as http:
         assert http.get("/runs").status_code == 200
 
