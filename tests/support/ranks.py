@@ -3,6 +3,7 @@
 Its test calls `run_ranks(__file__, ...)`, and it ends with `if __name__ == "__main__": main(CHECKS)`.
 """
 
+import importlib
 import os
 import subprocess
 import sys
@@ -30,6 +31,8 @@ def main(checks):
     world, store = int(sys.argv[1]), sys.argv[2]
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    for name in ("torch.distributed.fsdp", "torch._dynamo"):  # which every rank would import by itself at its first use
+        importlib.import_module(name)
     start_processes(_rank, (world, store, checks), nprocs=world, start_method="fork")
 
 

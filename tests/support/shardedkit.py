@@ -1,9 +1,9 @@
 """Models that FSDP2 shards over gloo processes, a batch of rows for each rank, and captures of them."""
 
 import torch
-import transformers as tf
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from transformers import LlamaConfig, LlamaForCausalLM
 
 VOCABULARY, LENGTH, PROBLEMS = 23, 6, 5
 SMALL = {
@@ -14,7 +14,7 @@ SMALL = {
 
 def build(tied=False):
     torch.manual_seed(0)
-    model = tf.LlamaForCausalLM(tf.LlamaConfig(**SMALL, tie_word_embeddings=tied))
+    model = LlamaForCausalLM(LlamaConfig(**SMALL, tie_word_embeddings=tied))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
