@@ -11,6 +11,8 @@ DOCS   := $(VENV)/.docs
 WORKERS ?= 2
 # One torch thread per process: the tests and the demo run two processes side by side.
 export OMP_NUM_THREADS ?= 1
+# Images of containers often set it: each process that a test starts would compile our sources again, and pytest all tests.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo reproduce test test-long test-fast test-matrix test-adapters lint format bench bench-sketch bench-scorer serve docs docs-serve reference \
 	release-check clean

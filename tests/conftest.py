@@ -1,4 +1,4 @@
-"""A real Valkey for the store's tests, and makers of commits."""
+"""The order of the tests, a real Valkey for the store's, and makers of commits."""
 
 import asyncio
 import os
@@ -31,6 +31,21 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("gradalign")
 
 PROJECTION = Projection(dim=8, seed=0, parameters="ab" * 32)
+
+# Files whose single tests take longest, about ten seconds of a core and more: `make test ARGS=--durations=40` names them.
+LONGEST = {
+    *("e2e/test_trl_ranks.py", "e2e/test_trl_docs.py", "e2e/test_trl_deepspeed.py", "e2e/test_commands.py"),
+    *("e2e/test_examples.py", "e2e/test_adapters_pages.py", "e2e/test_dashboard_trained.py", "e2e/test_reproduce.py"),
+    *("e2e/test_site.py", "faults/test_restart.py", "adapters/test_verl09_engine.py", "adapters/test_verl09_run.py"),
+    *("capture/test_capture_sharded.py", "capture/test_capture_sharded_oddly.py"),
+    "forward/test_forward_mixed_precision.py",
+}
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest: one of them at the end would keep a worker at work while the others have none."""
+    # Otherwise they stay as they were, each file's together.
+    items.sort(key=lambda item: f"{item.path.parent.name}/{item.path.name}" not in LONGEST)
 
 
 @pytest.fixture(scope="session")

@@ -36,9 +36,7 @@ class ScorerProcess:
         environment: of it, without GRADALIGN_.
     """
 
-    def __init__(
-        self, redis_url: str | None, *flags: str, forks: ForkServer | None = None, **environment: str
-    ) -> None:
+    def __init__(self, redis_url: str | None, *flags: str, forks: ForkServer | None = None, **environment: str) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="ga-")
         self.port_file = Path(self.folder.name) / "url"
         self.log = Path(self.folder.name) / "log"
