@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 import httpx
 import numpy as np
 import pytest
 import redis
-from forkserver import ForkServer
+from forkserver import ForkedProcess, ForkServer
 
 from gradalign import Projection
 from gradalign_scorer.store import EmbeddedServer
@@ -24,6 +25,20 @@ START_SECONDS = 120.0
 PROJECTION = Projection(dim=32, seed=3, parameters="ab" * 32)
 # As pytest was started: a test may have set more when the first fork is asked for.
 _ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("GRADALIGN_")} | {"OMP_NUM_THREADS": "1"}
+
+
+def _variables(given: dict[str, str]) -> dict[str, str]:
+    """Those of the tests, with settings of the scorer only as given, without GRADALIGN_."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GRADALIGN_")}
+    return {**kept, "OMP_NUM_THREADS": "1", **{f"GRADALIGN_{k}": v for k, v in given.items()}}
+
+
+def _started(
+    arguments: list[str], variables: dict[str, str], log: BinaryIO, forks: ForkServer | None
+) -> ForkedProcess | subprocess.Popen[bytes]:
+    if forks is not None:
+        return forks.start(arguments, variables, log)
+    return subprocess.Popen([sys.executable, "-m", "gradalign", *arguments], env=variables, stdout=log, stderr=log)
 
 
 class ScorerProcess:
@@ -42,14 +57,8 @@ class ScorerProcess:
         self.log = Path(self.folder.name) / "log"
         store = ["--data-dir", f"{self.folder.name}/data"] if redis_url is None else ["--redis-url", redis_url]
         arguments = ["serve", "--port", "0", "--port-file", str(self.port_file), *store, *flags]
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("GRADALIGN_")}
-        variables = {**clean, "OMP_NUM_THREADS": "1", **{f"GRADALIGN_{k}": v for k, v in environment.items()}}
         with self.log.open("wb") as log:
-            if forks is not None:
-                self.process = forks.start(arguments, variables, log)
-            else:
-                command = [sys.executable, "-m", "gradalign", *arguments]
-                self.process = subprocess.Popen(command, env=variables, stdout=log, stderr=log)
+            self.process = _started(arguments, _variables(environment), log, forks)
         try:
             self.url = self._wait()
         except BaseException:
@@ -168,19 +177,24 @@ def start_scorer(valkey_url: str, forks: ForkServer | None) -> Iterator[Callable
 
 
 @pytest.fixture
-def serve() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `gradalign serve` that is expected to end by itself: `serve(*flags, PORT="x")`."""
+def serve(forks: ForkServer | None, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `gradalign serve` that is expected to end by itself: `serve(*flags, PORT="x")`; what it says is in `stderr`.
 
-    def serve(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("GRADALIGN_")}
-        return subprocess.run(
-            [sys.executable, "-m", "gradalign", "serve", *flags],
-            env={**clean, **{f"GRADALIGN_{k}": v for k, v in environment.items()}},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+    It is a fork; `fresh=True` starts a new interpreter.
+    """
+
+    def serve(*flags: str, fresh: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
+        arguments, variables = ["serve", *flags], _variables(environment)
+        path = tmp_path / f"serve-{time.monotonic_ns()}.log"
+        with path.open("wb") as log:
+            process = _started(arguments, variables, log, None if fresh else forks)
+            try:
+                status = process.wait(timeout=120)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                raise
+        return subprocess.CompletedProcess(arguments, status, "", path.read_text())
 
     return serve
 

@@ -1,10 +1,7 @@
 """The process: keys, admission, sockets, a store that goes away, and an orderly end."""
 
-import os
 import signal
 import stat
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -224,12 +221,10 @@ def test_scores_from_many_threads_at_once(scorer, run_id, problem_ids, sketches,
         (["--port", "taken"], ["127.0.0.1:", "GRADALIGN_PORT (--port"]),
     ],
 )
-def test_a_wrong_setting_stops_the_start(scorer, valkey_url, flags, words):
+def test_a_wrong_setting_stops_the_start(scorer, serve, valkey_url, flags, words):
     flags = [str(scorer.address[1]) if flag == "taken" else flag for flag in flags]
     store = [] if "--data-dir" in flags else ["--redis-url", valkey_url]
-    command = [sys.executable, "-m", "gradalign", "serve", "--port", "0", *store, *flags]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("GRADALIGN_")}
-    done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=120, check=False)
+    done = serve("--port", "0", *store, *flags)
     assert done.returncode == 2
     for word in words:
         assert word in done.stderr

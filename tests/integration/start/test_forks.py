@@ -23,7 +23,7 @@ def start(forks, tmp_path):
 
 def test_its_words_and_its_exit_status_are_the_commands(start, serve):
     process, log = start("serve", "--port", "none")
-    wanted = serve("--port", "none")
+    wanted = serve("--port", "none", fresh=True)
     assert process.wait(60) == process.poll() == process.returncode == wanted.returncode == 2
     assert log.read_text() == wanted.stderr
 

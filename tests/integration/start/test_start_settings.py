@@ -70,7 +70,7 @@ def test_as_a_flag(serve, name, value, words):
 )
 def test_as_a_variable(serve, name, value, words):
     others = {"PORT": "0", "REDIS_URL": "redis://127.0.0.1:1", "INSECURE": "1", name.upper(): value}
-    check(serve(**others), name, words)
+    check(serve(fresh=True, **others), name, words)
 
 
 def test_several_faults_are_told_at_once(serve):
@@ -104,7 +104,7 @@ def test_variables_of_others_and_empty_ones_are_let_be(start_scorer):
 
 
 def test_a_loopback_scorer_needs_no_key_and_any_other_does(serve):
-    done = serve("--host", "0.0.0.0")
+    done = serve("--host", "0.0.0.0", fresh=True)
     assert done.returncode == 2
     for word in (
         "GRADALIGN_HOST (--host)",
