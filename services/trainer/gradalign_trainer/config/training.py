@@ -81,6 +81,8 @@ class TrainConfig:
         width: [model.width] hidden width of a fresh `tiny-bytes` model, a multiple of 16; 512 with 12 layers has 41 million
             parameters.
         layers: [model.layers] its blocks.
+        lora_rank: [model.lora_rank] rank of LoRA adapters at all linear layers (needs peft), which are then all that is trained;
+            None trains every parameter. The learning rate wants to be ten to a hundred times as large.
         warm_start: [model.warm_start] problems to teach a fresh model by supervised training.
         warm_start_steps: [model.warm_start_steps] batches of 64 of them.
         pool: [data.pool] problems to choose from; forms of a source: docs/data.md.
@@ -146,8 +148,11 @@ class TrainConfig:
         clip_norm: largest gradient norm.
         normalize_advantages: divide advantages by their group's standard deviation.
         max_new_tokens: longest completion, in tokens.
+        stop: text of one token that ends a completion beside the end token: a line end, for models that write on.
         temperature: of sampling.
         prompts_per_batch: prompts generated at once; bounds memory.
+        share_prompts: compute what is alike once: in sampling what all prompts of a batch begin with, in gradients the prompt
+            of a group. Several times as fast where completions are short; for models with full attention by `sdpa` or `eager`.
         evaluation: `exact` (probability of the answer by teacher forcing) or `sampled` (mean reward).
         evaluation_rollouts: rollouts per held-out problem when sampled.
         evaluate_every: rounds between evaluations.
@@ -168,6 +173,7 @@ class TrainConfig:
     dtype: str = field(default="float32", metadata=limits(key="model.dtype", choices=("float32", "bfloat16")))
     width: int = field(default=64, metadata=limits(key="model.width", low=16, check=_bad_width))
     layers: int = field(default=2, metadata=limits(key="model.layers", low=1))
+    lora_rank: int | None = field(default=None, metadata=limits(key="model.lora_rank", low=1))
     warm_start: DataSpec | None = field(default=None, metadata=limits(key="model.warm_start", check=_bad_sources))
     warm_start_steps: int = field(default=0, metadata=limits(key="model.warm_start_steps", low=0))
     pool: DataSpec = field(default="arithmetic:clean/pool", metadata=limits(key="data.pool", check=_bad_sources))
@@ -221,8 +227,10 @@ class TrainConfig:
     clip_norm: float = field(default=1.0, metadata=limits(above=0))
     normalize_advantages: bool = False
     max_new_tokens: int = field(default=6, metadata=_COUNT)
+    stop: str | None = None
     temperature: float = field(default=1.0, metadata=limits(above=0))
     prompts_per_batch: int = field(default=256, metadata=_COUNT)
+    share_prompts: bool = False
     evaluation: str = field(default="exact", metadata=limits(choices=("exact", "sampled")))
     evaluation_rollouts: int = field(default=4, metadata=_COUNT)
     evaluate_every: int = field(default=1, metadata=_COUNT)

@@ -18,7 +18,9 @@ from gradalign_trainer.datasets.sources.repeats import Repeats
 from gradalign_trainer.datasets.sources.source import DataSource, DataSpec, parse_sources
 from gradalign_trainer.problems import Problem
 from gradalign_trainer.reporting.progress import Advance, TellsProgress, no_progress
-from gradalign_trainer.worlds.regimes import REGIMES, make_world
+from gradalign_trainer.world import World
+from gradalign_trainer.worlds.builtin import ArithmeticWorld
+from gradalign_trainer.worlds.registry import world_of
 
 __all__ = ["LoadedProblems", "load_problems"]
 
@@ -108,7 +110,9 @@ def _reported(bad: list[BadRecord], read: int, source: DataSource) -> list[BadRe
 
 def _read(source: DataSource, seed: int, part: str, progress: TellsProgress) -> Read:
     if source.kind == "arithmetic":
-        return _placed(_arithmetic(source, seed), f"arithmetic:{source.task}")
+        return _placed(_of_world(ArithmeticWorld(), source, seed), f"arithmetic:{source.task}")
+    if source.kind == "world":
+        return _placed(_of_world(world_of(source.path), source, seed), f"world:{source.path}/{source.task}")
     if source.kind == "reasoning_gym":
         return _generated(source, seed, part, progress)
     return _parsed(source, progress)
@@ -119,15 +123,15 @@ def _placed(problems: Iterable[Problem], name: str) -> Iterator[Candidate]:
         yield Candidate(problem, Place(name, number, "problem"))
 
 
-def _arithmetic(source: DataSource, seed: int) -> Sequence[Problem]:
+def _of_world(world: World, source: DataSource, seed: int) -> Sequence[Problem]:
     regime, _, part = source.task.partition("/")
-    if regime not in REGIMES or part not in PARTS:
+    if regime not in world.regimes or part not in PARTS:
         raise DataError(
-            f"arithmetic task {source.task!r}; expected REGIME/PART, REGIME one of {', '.join(REGIMES)} and PART one of "
-            f"{', '.join(PARTS)}: clean/pool, say."
+            f"{world.name} task {source.task!r}; expected REGIME/PART, REGIME one of {', '.join(world.regimes)} and PART one "
+            f"of {', '.join(PARTS)}: clean/pool, say."
         )
-    world = make_world(regime, seed=seed if source.seed is None else source.seed)
-    problems: Sequence[Problem] = getattr(world, part)
+    parts = world.parts(regime, seed=seed if source.seed is None else source.seed)
+    problems: Sequence[Problem] = getattr(parts, part)
     return problems
 
 

@@ -23,10 +23,12 @@ def exact_pass_rates(
     *,
     temperature: float = 1.0,
     problems_per_batch: int = 512,
+    share_prompts: bool = False,
 ) -> Tensor:
     """The probability that a rollout is exactly the answer, by teacher forcing; float32 [problems] on the CPU.
 
-    No sampling noise, and one forward instead of many rollouts. It applies where the answer is the whole completion.
+    No sampling noise, and one forward instead of many rollouts. It applies where the answer is the whole completion. With
+    `share_prompts` no logits of prompts are made, which a large vocabulary has no memory for.
     """
     ends = end_tokens(model, tokenizer)
     rates = []
@@ -46,6 +48,7 @@ def exact_pass_rates(
             texts=[problem.answer for problem in part],
             group_size=1,
             temperature=temperature,
+            share_prompts=share_prompts,
         )
         logprobs = completion_distributions(model, forced)
         said = logprobs.gather(-1, ids[..., None])[..., 0] * (places < lengths[:, None])

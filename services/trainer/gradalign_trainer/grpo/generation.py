@@ -1,13 +1,14 @@
 """Rollouts: batched sampling from any Hugging Face causal LM, with a KV cache.
 
-Every prompt is prefilled once; its cache is then repeated for the rollouts of its group. The gradient is taken at the very
+Every prompt is prefilled once; its cache is then repeated for the rollouts of its group. Where prompts are shared, what all
+of a batch begin with is computed once for all of them. The gradient is taken at the very
 weights that sampled, where the importance ratio is 1.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gradalign_trainer.grpo.sharing import common_beginning
 
 __all__ = ["RolloutBatch", "Sampling", "encode_prompts", "generate", "join_batches"]
 
@@ -28,12 +31,14 @@ class Sampling:
         max_new_tokens: longest completion, the end token included.
         temperature: divides the logits; 0 takes the likeliest token.
         prompts_per_batch: prompts generated at once; bounds memory.
+        share_prompts: compute what the prompts of a batch begin with once; log-probs then share prompts too.
     """
 
     group_size: int
     max_new_tokens: int
     temperature: float = 1.0
     prompts_per_batch: int = 512
+    share_prompts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,7 @@ class RolloutBatch:
         temperature: that the tokens were sampled at; the policy gradient is taken at the same.
         logprobs: float32 [P*G, Tc], log-probabilities of the sampled tokens at their temperature, 0 on padding; None where
             they are not known.
+        share_prompts: whether a forward over the rollouts computes the prompt of a group once.
     """
 
     prompt_ids: Tensor
@@ -60,6 +66,7 @@ class RolloutBatch:
     group_size: int
     temperature: float
     logprobs: Tensor | None = None
+    share_prompts: bool = False
 
     @property
     def tokens(self) -> Tensor:
@@ -82,6 +89,7 @@ class RolloutBatch:
             texts=[self.texts[row] for row in rows.tolist()],
             group_size=self.group_size,
             temperature=self.temperature,
+            share_prompts=self.share_prompts,
         )
 
 
@@ -106,6 +114,7 @@ def join_batches(parts: Sequence[RolloutBatch]) -> RolloutBatch:
         texts=[text for part in parts for text in part.texts],
         group_size=parts[0].group_size,
         temperature=parts[0].temperature,
+        share_prompts=parts[0].share_prompts,
     )
 
 
@@ -165,6 +174,7 @@ def generate(
         texts=tokenizer.batch_decode(tokens, skip_special_tokens=True),
         group_size=sampling.group_size,
         temperature=sampling.temperature,
+        share_prompts=sampling.share_prompts,
     )
 
 
@@ -191,7 +201,10 @@ class _Sampler:
         cache_name = "cache" if "cache" in accepts else "past_key_values"  # the name changed within transformers 5
         last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        output = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **last_only)
+        told: dict[str, Any] = {"use_cache": True, **last_only}
+        if self.sampling.share_prompts:
+            ids, mask, positions, told[cache_name] = self._behind_beginning(ids, mask, cache_name, told)
+        output = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, **told)
         cache = getattr(output, cache_name)
         cache.batch_repeat_interleave(group_size)
         logits = output.logits[:, -1].repeat_interleave(group_size, dim=0)
@@ -212,6 +225,27 @@ class _Sampler:
                 input_ids=token[:, None], attention_mask=mask, position_ids=position, use_cache=True, **fed
             )
             logits = output.logits[:, -1]
+
+    def _behind_beginning(
+        self, ids: Tensor, mask: Tensor, cache_name: str, told: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """What is left of the prompts behind what all begin with, its mask and positions, and the cache of that; None of none.
+
+        The mask has the columns of the cache too.
+        """
+        rows = [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
+        begun = common_beginning(rows) if len(rows) > 1 else 0
+        if not begun:
+            return ids, mask, (mask.cumsum(1) - 1).clamp(min=0), None
+        beginning = torch.tensor([rows[0][:begun]], device=ids.device)
+        cache = getattr(self.model(input_ids=beginning, **told), cache_name)
+        cache.batch_repeat_interleave(len(rows))
+        longest = max(map(len, rows)) - begun
+        # A short prompt's beginning stands in these columns; it is in the cache already.
+        places = mask.sum(1, keepdim=True) - longest + torch.arange(longest, device=ids.device)
+        real = (places >= begun).long()
+        positions = places.clamp(min=begun)
+        return ids[:, -longest:], torch.cat([mask.new_ones(len(rows), begun), real], dim=1), positions, cache
 
     def _draw(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens and their log-probs; the likeliest at temperature 0, with the log-prob at 1."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gradalign_trainer.grpo.generation import RolloutBatch
+from gradalign_trainer.grpo.sharing import shared_logits
 
 __all__ = ["advantages", "completion_distributions", "completion_logprobs", "problem_losses"]
 
@@ -36,14 +37,19 @@ def advantages(rewards: Tensor, *, normalize: bool = False) -> Tensor:
 
 def completion_distributions(model: PreTrainedModel, rollouts: RolloutBatch) -> Tensor:
     """Log-probabilities of every token at every place of the completions, at their temperature; float32 [P*G, Tc, V]."""
+    logits = shared_logits(model, rollouts) if rollouts.share_prompts else _logits(model, rollouts)
+    return torch.log_softmax(logits.float() / (rollouts.temperature or 1.0), dim=-1)
+
+
+def _logits(model: PreTrainedModel, rollouts: RolloutBatch) -> Tensor:
     size = rollouts.group_size
     prompt_ids = rollouts.prompt_ids.repeat_interleave(size, dim=0)
     ids = torch.cat([prompt_ids, rollouts.completion_ids], dim=1)
     mask = torch.cat([rollouts.prompt_mask.repeat_interleave(size, dim=0), rollouts.completion_mask], dim=1)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
-    logits = output.logits[:, prompt_ids.shape[1] - 1 : -1].float() / (rollouts.temperature or 1.0)
-    return torch.log_softmax(logits, dim=-1)
+    logits: Tensor = output.logits[:, prompt_ids.shape[1] - 1 : -1]
+    return logits
 
 
 def completion_logprobs(model: PreTrainedModel, rollouts: RolloutBatch) -> Tensor:

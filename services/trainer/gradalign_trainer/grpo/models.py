@@ -1,15 +1,18 @@
-"""Policies: any Hugging Face causal LM, or one made on the spot."""
+"""Policies: any Hugging Face causal LM, or one made on the spot; whole, or by LoRA adapters."""
 
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import PreTrainedTokenizerFast as FastTokenizer
 
-__all__ = ["load_policy", "load_tokenizer", "pick_device"]
+from gradalign.errors import GradAlignError
+
+__all__ = ["end_at", "load_policy", "load_tokenizer", "pick_device"]
 
 _PLAIN_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}
 
@@ -36,14 +39,57 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
 
 def load_policy(
-    source: str | Path, *, device: torch.device, dtype: str = "float32"
+    source: str | Path, *, device: torch.device, dtype: str = "float32", lora_rank: int | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer of a folder or hub id, in evaluation mode.
 
     It stays in evaluation mode throughout: dropout in the gradient's forward would make it the gradient of another
     policy than the one that sampled.
+
+    Args:
+        source: of the model, or of a checkpoint of adapters beside which their model still is.
+        device: to put it on.
+        dtype: of the weights.
+        lora_rank: of LoRA adapters at all linear layers, which alone take gradients then; None for all parameters.
+
+    Raises:
+        GradAlignError: adapters are wanted and peft is not installed.
     """
+    if lora_rank is not None and find_spec("peft") is None:
+        raise GradAlignError("model.lora_rank needs the package peft: pip install peft. Or leave it out, to train all.")
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
+    if lora_rank is not None:
+        _train_adapters(model, source, lora_rank)
     torch.nn.Module.to(model, device)
     model.eval()
     return model, load_tokenizer(source)
+
+
+def _train_adapters(model: PreTrainedModel, source: str | Path, rank: int) -> None:
+    """Have adapters take the gradients, and nothing else: those that the source came with, or fresh ones that change nothing."""
+    from peft import LoraConfig
+
+    if not getattr(model, "_hf_peft_config_loaded", False):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of the adapters' first factors; the second are zero
+            model.add_adapter(
+                LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", base_model_name_or_path=str(source))
+            )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+
+
+def end_at(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    """Let a text of one token end completions too, as the model's `generation_config` has it from here on.
+
+    Raises:
+        GradAlignError: the tokenizer makes another number of tokens of it.
+    """
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(tokens) != 1:
+        raise GradAlignError(
+            f"stop = {text!r} is {len(tokens)} tokens of this model; expected a text of one token, a line end say."
+        )
+    ends = model.generation_config.eos_token_id
+    known = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    model.generation_config.eos_token_id = sorted({*known, int(tokens[0])})

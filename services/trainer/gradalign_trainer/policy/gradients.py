@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +100,7 @@ class GradientMeter:
         """
         size = scored.rollouts.group_size
         rows = torch.zeros(len(scored.problems), size, self._sketcher.dim)
+        scored = replace(scored, rollouts=replace(scored.rollouts, share_prompts=False))  # a row a rollout
         for part in scored.signal_parts(self._size):
             batch = _Batch(scored, part.cpu(), None, None)
             index = torch.arange(len(part) * size, device=self._model.device)
@@ -193,7 +194,9 @@ class _Batch:
 
     def index(self, device: torch.device) -> Tensor:
         """The place in the batch of every row of it."""
-        return torch.arange(len(self.problems), device=device).repeat_interleave(self.scored.rollouts.group_size)
+        rollouts = self.scored.rollouts
+        rows = 1 if rollouts.share_prompts else rollouts.group_size
+        return torch.arange(len(self.problems), device=device).repeat_interleave(rows)
 
     @property
     def scale(self) -> Tensor:

@@ -16,8 +16,9 @@ from gradalign_trainer.config.training import TrainConfig
 from gradalign_trainer.curriculum.measured import Gradients
 from gradalign_trainer.grpo.generation import Sampling, generate
 from gradalign_trainer.grpo.loss import advantages, problem_losses
-from gradalign_trainer.grpo.models import load_policy, pick_device
+from gradalign_trainer.grpo.models import end_at, load_policy, pick_device
 from gradalign_trainer.grpo.rollouts import ScoredRollouts
+from gradalign_trainer.grpo.sharing import check_sharing
 from gradalign_trainer.policy.meter import FreshGradient, Meter
 from gradalign_trainer.policy.products import ProductMeter
 from gradalign_trainer.policy.sketches import SketchMeter
@@ -44,6 +45,9 @@ class Policy:
         source: folder or hub id of the model.
         training: what `training_state` gave, to go on from.
         version: optimizer steps behind it.
+
+    Raises:
+        GradAlignError: the model or what is installed does not allow what the settings ask for.
     """
 
     def __init__(
@@ -51,7 +55,13 @@ class Policy:
     ) -> None:
         self.config = config
         self.device = pick_device(config.device)
-        self.model, self.tokenizer = load_policy(source, device=self.device, dtype=config.dtype)
+        self.model, self.tokenizer = load_policy(
+            source, device=self.device, dtype=config.dtype, lora_rank=config.lora_rank
+        )
+        if config.stop is not None:
+            end_at(self.model, self.tokenizer, config.stop)
+        if config.share_prompts:
+            check_sharing(self.model)
         forward = config.alignment == "forward"
         self.meter: Meter = ProductMeter(config, self.model) if forward else SketchMeter(config, self.model)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -79,7 +89,13 @@ class Policy:
     def sampling(self, group_size: int) -> Sampling:
         """The run's settings of generation."""
         config = self.config
-        return Sampling(group_size, config.max_new_tokens, config.temperature, config.prompts_per_batch)
+        return Sampling(
+            group_size,
+            config.max_new_tokens,
+            config.temperature,
+            config.prompts_per_batch,
+            share_prompts=config.share_prompts,
+        )
 
     def rollouts(
         self, problems: Sequence[Problem], reward: Reward, group_size: int, generator: torch.Generator

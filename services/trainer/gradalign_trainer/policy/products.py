@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,7 +58,8 @@ class ProductMeter:
         """Products of candidates with the validation gradient, from one forward beside the log-probs of the sampling."""
         asked = {"version": self._version, "rollout_weights": self._config.rollout_weights}
         if self._config.norms == "head":
-            found, norms = self._products_and_norms(scored, advance)
+            apart = replace(scored, rollouts=replace(scored.rollouts, share_prompts=False))  # a row a rollout
+            found, norms = self._products_and_norms(apart, advance)
             return _measured(scored, found, norms=norms.tolist(), norms_kind="head", **asked)
         return _measured(scored, self._products(scored, advance, 1.0 / scored.rollouts.tokens), **asked)
 

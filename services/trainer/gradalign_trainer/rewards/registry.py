@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gradalign_trainer.problems import Problem, Reward
+from gradalign_trainer.rewards.graded import GradedReward
 from gradalign_trainer.settings import SettingsError, nearest
 from gradalign_trainer.worlds.arithmetic import ArithmeticReward
 
@@ -80,6 +81,7 @@ def _math_verify() -> Reward:
 
 _FACTORIES: Mapping[str, Callable[[], Reward]] = {
     "arithmetic": ArithmeticReward,
+    "graded": lambda: GradedReward(make_reward),
     "exact": lambda: exact_match,
     "exact_ignoring_case": lambda: exact_match_ignoring_case,
     "math_verify": _math_verify,

@@ -172,7 +172,13 @@ class _Run:
         self.observer.stage("evaluate", len(heldout))
         if config.evaluation == "exact":
             return float(
-                exact_pass_rates(policy.model, policy.tokenizer, heldout, temperature=config.temperature).mean()
+                exact_pass_rates(
+                    policy.model,
+                    policy.tokenizer,
+                    heldout,
+                    temperature=config.temperature,
+                    share_prompts=config.share_prompts,
+                ).mean()
             )
         sampling = policy.sampling(config.evaluation_rollouts)
         generator = policy.generator("evaluation")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from gradalign_trainer.problems import Problem
+from gradalign_trainer.world import Parts
 from gradalign_trainer.worlds.arithmetic import RIVAL, SKILLS, TARGET, arithmetic_problem, forget_carry
 
-__all__ = ["REGIMES", "UNRELIABLE", "World", "make_world"]
+__all__ = ["REGIMES", "UNRELIABLE", "make_world"]
 
 REGIMES: Mapping[str, str] = {
     "clean": "target problems with true rewards",
@@ -37,22 +37,7 @@ LOW_UTILITY: Mapping[str, float] = {"trivial": 0.30, "impossible": 0.20, "coin":
 UNREACHABLE = "000000"  # behind an answer: longer than any completion of the tiny model
 
 
-@dataclass(frozen=True, slots=True)
-class World:
-    """The problems of one run; no pair of numbers is in two of the three parts.
-
-    Attributes:
-        pool: candidates to train on, as the regime has them.
-        validation: small and trusted, all of the target skill.
-        heldout: what the run is judged by, all of the target skill.
-    """
-
-    pool: Sequence[Problem]
-    validation: Sequence[Problem]
-    heldout: Sequence[Problem]
-
-
-def make_world(regime: str, *, seed: int, pool: int = 4096, validation: int = 64, heldout: int = 512) -> World:
+def make_world(regime: str, *, seed: int, pool: int = 4096, validation: int = 64, heldout: int = 512) -> Parts:
     """Draw the problems of a run.
 
     Args:
@@ -75,7 +60,7 @@ def make_world(regime: str, *, seed: int, pool: int = 4096, validation: int = 64
     rng = random.Random(f"arithmetic/{seed}")
     pairs = [divmod(index, 100) for index in rng.sample(range(10_000), pool + validation + heldout)]
     asked, trusted, judged = pairs[:pool], pairs[pool : pool + validation], pairs[pool + validation :]
-    return World(
+    return Parts(
         pool=[_candidate(regime, a, b, rng) for a, b in asked],
         validation=[arithmetic_problem(a, TARGET, b, source="validation") for a, b in trusted],
         heldout=[arithmetic_problem(a, TARGET, b, source="heldout") for a, b in judged],

@@ -2,6 +2,7 @@
 
 "arithmetic:imbalance/pool"                    "reasoning_gym:chain_sum"
 "data/train.jsonl"  (or .jsonl.gz)             "huggingface:openai/gsm8k"
+{ kind = "world", path = "smollm2", task = "coin/pool" }     "world:smollm2/coin/pool"
 { kind = "reasoning_gym", task = "chain_sum", size = 2000, seed = 7, config = { max_terms = 4 } }
 { kind = "huggingface", path = "openai/gsm8k", subset = "main", fields = { prompt = "question" } }
 [ { kind = "jsonl", path = "hard.jsonl" }, { kind = "jsonl", path = "easy.jsonl", limit = 500 } ]
@@ -27,6 +28,7 @@ KINDS: Mapping[str, frozenset[str]] = {
     "huggingface": frozenset(_READ | {"subset", "split"}),
     "reasoning_gym": frozenset(_COMMON | {"task", "size", "seed", "config"}),
     "arithmetic": frozenset(_COMMON | {"task", "seed"}),
+    "world": frozenset(_COMMON | {"path", "task", "seed"}),
 }
 """Kind of source -> the keys that apply to it."""
 
@@ -41,10 +43,11 @@ class DataSource:
     """One source of problems; which keys apply depends on the kind, see `KINDS`.
 
     Attributes:
-        kind: `jsonl`, `parquet`, `huggingface`, `reasoning_gym` or `arithmetic`.
+        kind: `jsonl`, `parquet`, `huggingface`, `reasoning_gym`, `arithmetic` or `world`.
         path: a file, a folder of shards or a glob; for `huggingface` a local folder or a hub id. Relative to the
-            folder the command runs in.
-        task: name of a `reasoning_gym` task; for `arithmetic`, `REGIME/PART`: `imbalance/pool`.
+            folder the command runs in. For `world` a name or a folder with a `world.toml`.
+        task: name of a `reasoning_gym` task; for `arithmetic` and `world`,
+            `REGIME/PART`: `imbalance/pool`.
         subset: configuration of a Hugging Face dataset; empty for its only one.
         split: split of a Hugging Face dataset.
         size: problems that a `reasoning_gym` task generates.
@@ -78,11 +81,16 @@ class DataSource:
             raise SettingsError(faults)
 
     def _missing(self) -> str | None:
-        wanted = "path" if "path" in KINDS[self.kind] else "task"
+        wanted = "path" if "path" in KINDS[self.kind] and not (self.kind == "world" and self.path) else "task"
         if getattr(self, wanted):
             return None
-        examples = {"path": "data/train.jsonl", "reasoning_gym": "chain_sum", "arithmetic": "clean/pool"}
-        example = examples.get(wanted) or examples[self.kind]
+        examples = {
+            "path": "data/train.jsonl",
+            "reasoning_gym": "chain_sum",
+            "arithmetic": "clean/pool",
+            "world": "clean/pool" if self.path else "smollm2",
+        }
+        example = examples.get(self.kind) or examples[wanted]
         return f"{wanted} is missing for kind {self.kind!r}; expected for example {example!r}."
 
     def _bad_fields(self) -> str | None:
@@ -129,6 +137,9 @@ def parse_sources(spec: DataSpec) -> tuple[DataSource, ...]:
 def _from_text(text: str) -> DataSource:
     kind, colon, rest = text.partition(":")
     by_ending = _kind_by_ending(text)
+    if colon and kind == "world":
+        path, _, regime = rest.removesuffix("/").rpartition("/")[0].rpartition("/")
+        return _from_table({"kind": kind, "path": path, "task": f"{regime}/{rest.rpartition('/')[2]}"})
     if colon and kind in KINDS:
         wanted = "path" if "path" in KINDS[kind] else "task"
         return _from_table({"kind": kind, wanted: rest})

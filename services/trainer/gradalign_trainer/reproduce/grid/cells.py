@@ -5,38 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gradalign_trainer.config.training import TrainConfig
-from gradalign_trainer.reproduce.grid.methods import METHODS, ON_TRUSTED_ONLY, TRUSTED
-from gradalign_trainer.worlds.basemodel import BaseTraining
+from gradalign_trainer.reproduce.grid.methods import ON_TRUSTED_ONLY, methods_at
+from gradalign_trainer.world import Scale, World
+from gradalign_trainer.worlds.builtin import ArithmeticWorld
 
-__all__ = ["BASES", "ROLLOUTS", "UPDATES", "UPDATE_ROUNDS", "Cell", "Recipe", "cells_of", "run_id"]
+__all__ = ["Cell", "Recipe", "cells_of", "run_id"]
 
-BASES = 3
-"""Base models; seed s begins with base s % 3."""
-
-UPDATE_ROUNDS = 30
-UPDATES = 60
-"""Where methods are compared at equal updates."""
-
-ROLLOUTS = 61_440
-"""Where they are compared at equal rollouts: what `cosine` spends on its 60 updates."""
-
-ANY = "misconception"
-"""A regime for runs that see nothing of it: trusted and held-out problems are the same in all."""
-
-_COMMON: dict[str, Any] = {
+_COMMON: Mapping[str, Any] = {
     "device": "cpu",
-    "pool_size": 128,
-    "select_fraction": 1 / 8,
-    "group_size": 8,
-    "validation_problems": TRUSTED,
-    "validation_rollouts": 16,
-    "updates_per_round": 2,
-    "batch_problems": 16,
     "learning_rate": 2e-4,
     "problems_per_backward": 32,
     "checkpoint_every": 0,
@@ -48,8 +29,8 @@ class Cell:
     """One run of the grid.
 
     Attributes:
-        seed: of problems and rollouts, and of the base model it begins with (`BASES`).
-        regime: key of `worlds.REGIMES`.
+        seed: of problems and rollouts, and of the base model it begins with.
+        regime: of the world.
         method: key of `METHODS`.
     """
 
@@ -66,22 +47,18 @@ class Recipe:
     """How the cells are run.
 
     Attributes:
+        world: whose problems and base models.
         long: as many rounds as equal rollouts and seconds ask for, not only those of equal updates.
-        changes: settings of `TrainConfig`, as JSON can write them, that differ in all runs from those of the paper.
-        base_steps: supervised updates of the base models; twice the demo's, since they are more alike then.
+        changes: settings of `TrainConfig`, as JSON can write them, that differ in all runs from those of the world.
     """
 
+    world: World = field(default_factory=ArithmeticWorld)
     long: bool = True
     changes: Mapping[str, Any] = field(default_factory=dict)
-    base_steps: int = 2000
-
-    def base(self, seed: int) -> BaseTraining:
-        """How the base model of a seed is trained."""
-        return BaseTraining(steps=self.base_steps, seed=seed % BASES)
 
     def digest(self, cell: Cell) -> str:
         """Of everything that decides a cell's curve but for its length; cells of one digest have the same."""
-        settings = {**self._settings(cell, long=False), "base": asdict(self.base(cell.seed))}
+        settings = {**self._settings(cell, long=False), "base": dict(self.world.base_facts(cell.seed))}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
     def config(self, cell: Cell, base: Path, output: Path, scorer_url: str | None) -> TrainConfig:
@@ -93,34 +70,46 @@ class Recipe:
             output: folder of the run.
             scorer_url: of the scorer.
         """
-        where: dict[str, Any] = {"run_id": run_id(cell), "output": output, "model": str(base), "scorer_url": scorer_url}
+        name = run_id(cell, self.world.name)
+        where: dict[str, Any] = {"run_id": name, "output": output, "model": str(base), "scorer_url": scorer_url}
         return TrainConfig(**self._settings(cell, long=self.long), **where)
 
     def _settings(self, cell: Cell, *, long: bool) -> dict[str, Any]:
-        method, alone = METHODS[cell.method], cell.method in ON_TRUSTED_ONLY
-        regime = ANY if alone else cell.regime
-        trusted: dict[str, Any] = {"kind": "arithmetic", "task": f"{regime}/validation", "limit": TRUSTED}
+        world, scale = self.world, self.world.scale
+        method, alone = methods_at(scale)[cell.method], cell.method in ON_TRUSTED_ONLY
+        regime = world.any_regime if alone else cell.regime
+        part, limit = ("validation", scale.trusted) if alone else ("pool", method.pool)
         settings: dict[str, Any] = {
             **_COMMON,
+            **_scaled(scale),
+            **world.settings,
             "seed": cell.seed,
-            "pool": trusted if alone else _pool(regime, method.pool),
-            "validation": f"arithmetic:{regime}/validation",
-            "heldout": f"arithmetic:{regime}/heldout",
+            "pool": world.source(regime, part, limit),
+            "validation": world.source(regime, "validation"),
+            "heldout": world.source(regime, "heldout"),
             "evaluate_every": method.evaluate_every,
             **method.changes,
         }
-        settings["rounds"] = method.rounds if long else UPDATES // settings["updates_per_round"]
+        settings["rounds"] = method.rounds if long else scale.updates // settings["updates_per_round"]
         return {**settings, **self.changes}
 
 
-def _pool(regime: str, limit: int | None) -> Any:
-    whole = f"arithmetic:{regime}/pool"
-    return whole if limit is None else {"kind": "arithmetic", "task": f"{regime}/pool", "limit": limit}
+def _scaled(scale: Scale) -> dict[str, Any]:
+    return {
+        "pool_size": scale.candidates,
+        "select_fraction": scale.batch / scale.candidates,
+        "group_size": scale.group_size,
+        "validation_problems": scale.trusted,
+        "validation_rollouts": scale.validation_rollouts,
+        "updates_per_round": scale.updates_per_round,
+        "batch_problems": scale.batch,
+    }
 
 
-def run_id(cell: Cell) -> str:
+def run_id(cell: Cell, world: str = "arithmetic") -> str:
     """The name of a cell's run at the scorer; the same each time, since it seeds strategies with chance in them."""
-    return f"reproduce-{cell.regime}-{cell.method.replace('+', '-and-')}-{cell.seed}"
+    place = cell.regime if world == "arithmetic" else f"{world}-{cell.regime}"
+    return f"reproduce-{place}-{cell.method.replace('+', '-and-')}-{cell.seed}"
 
 
 def cells_of(regimes: Sequence[str], methods: Sequence[str], seeds: int) -> list[Cell]:

