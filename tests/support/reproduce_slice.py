@@ -11,6 +11,7 @@ from rich.console import Console
 
 from gradalign_trainer.reproduce.grid.cells import Recipe
 from gradalign_trainer.reproduce.grid.grid import GridSettings, run_grid
+from gradalign_trainer.worlds.builtin import ArithmeticWorld
 
 METHODS = ("random", "cosine", "dapo", "full+val", "oracle")
 SMALL = {
@@ -34,7 +35,8 @@ def graded(problem, completion):
 
 def slice_of(folder, url, models, **changes):
     """The settings of the slice, base models in the folder `models`; `changes` go into every run."""
-    recipe = Recipe(long=False, changes={**SMALL, "model_cache": str(models), **changes}, base_steps=60)
+    world = ArithmeticWorld(base_steps=60)
+    recipe = Recipe(world=world, long=False, changes={**SMALL, "model_cache": str(models), **changes})
     cells = {"regimes": ("misconception",), "methods": METHODS, "seeds": 1}
     return GridSettings(output=Path(folder), recipe=recipe, workers=1, scorer_url=url or None, **cells)
 

@@ -98,7 +98,7 @@ class World(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What sets this world's runs apart, settings of `TrainConfig` as JSON writes them: the reward, limits of generation."""
+        """Settings of `TrainConfig` for this world's runs, as JSON writes them: the reward, limits of generation."""
 
     @property
     def judged_by(self) -> str:
@@ -115,7 +115,7 @@ class World(Protocol):
         """What `data.pool` and the like say for a part of the problems, or for the first `limit` of it."""
 
     def base_facts(self, seed: int) -> Mapping[str, Any]:
-        """What decides the base model of a seed, as JSON writes it; results are of the same settings where it is the same."""
+        """What decides the base model of a seed, as JSON writes it; a digest of it stands in every result."""
 
     def base(self, cache: Path, seed: int) -> Path:
         """The folder of the base model of a seed; made in the cache first where it is not there.

@@ -6,11 +6,12 @@ import statistics
 import pytest
 
 from gradalign_trainer.records import RoundReport
-from gradalign_trainer.reproduce.grid.cells import ROLLOUTS, Cell
+from gradalign_trainer.reproduce.grid.cells import Cell
 from gradalign_trainer.reproduce.grid.methods import BASELINES, METHODS
 from gradalign_trainer.reproduce.grid.results import Result, curve_of
 from gradalign_trainer.reproduce.report.readings import Readings, best_of, interval, paired
 from gradalign_trainer.reproduce.report.tables import cost_headline, difference_text, regime_table, updates_headline
+from gradalign_trainer.world import Scale
 
 
 def result(method, seed, rates, *, per_round, regime="inverted", rounds=(0, 15, 30, 60)):
@@ -45,7 +46,7 @@ def test_each_budget_is_read_where_its_cost_is_reached():
 
 
 def test_between_evaluations_a_curve_is_straight():
-    per_round = ROLLOUTS // 40
+    per_round = Scale().rollouts // 40
     (value,) = Readings([result("full", 0, [0, 0, 0.2, 0.8], per_round=per_round)], {}).of(
         "inverted", "full", "rollouts"
     ).values()  # fmt: skip

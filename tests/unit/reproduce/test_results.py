@@ -5,6 +5,7 @@ import pytest
 from gradalign_trainer.reproduce.grid.cells import Cell, Recipe, cells_of, run_id
 from gradalign_trainer.reproduce.grid.methods import BASELINES, METHODS, ON_TRUSTED_ONLY, PAPER_BASELINES
 from gradalign_trainer.reproduce.grid.results import Result, ResultsError, ResultsLog, read_results
+from gradalign_trainer.worlds.builtin import ArithmeticWorld
 
 CURVE = {"round": [0, 30], "updates": [0, 60], "pass_rate": [0.3, 0.7], "trained_good": [None, 0.5]}
 ONE, TWO = (Result(Cell(seed, "inverted", "cosine"), "d", True, CURVE) for seed in (0, 1))
@@ -77,7 +78,7 @@ def test_a_digest_is_of_what_decides_the_curve():
     )
     one = Cell(0, "coin", "dot")
     assert Recipe().digest(one) == Recipe(long=False).digest(one)
-    others = [Recipe(base_steps=10), Recipe(changes={"dim": 512})]
+    others = [Recipe(world=ArithmeticWorld(base_steps=10)), Recipe(changes={"dim": 512})]
     assert Recipe().digest(one) not in [recipe.digest(one) for recipe in others]
 
 

@@ -81,8 +81,8 @@ class TrainConfig:
         width: [model.width] hidden width of a fresh `tiny-bytes` model, a multiple of 16; 512 with 12 layers has 41 million
             parameters.
         layers: [model.layers] its blocks.
-        lora_rank: [model.lora_rank] rank of LoRA adapters at all linear layers (needs peft), which are then all that is trained;
-            None trains every parameter. The learning rate wants to be ten to a hundred times as large.
+        lora_rank: [model.lora_rank] rank of LoRA adapters at all linear layers, which then are all that is trained (needs
+            peft); None trains every parameter. The learning rate wants to be ten to a hundred times as large.
         warm_start: [model.warm_start] problems to teach a fresh model by supervised training.
         warm_start_steps: [model.warm_start_steps] batches of 64 of them.
         pool: [data.pool] problems to choose from; forms of a source: docs/data.md.
@@ -151,8 +151,9 @@ class TrainConfig:
         stop: text of one token that ends a completion beside the end token: a line end, for models that write on.
         temperature: of sampling.
         prompts_per_batch: prompts generated at once; bounds memory.
-        share_prompts: compute what is alike once: in sampling what all prompts of a batch begin with, in gradients the prompt
-            of a group. Several times as fast where completions are short; for models with full attention by `sdpa` or `eager`.
+        share_prompts: compute what is alike once: in sampling what all prompts of a batch begin with, in gradients the
+            prompt of a group; groups without a signal are left out of updates. Several times as fast where completions
+            are short. For models with full attention by `sdpa` or `eager`.
         evaluation: `exact` (probability of the answer by teacher forcing) or `sampled` (mean reward).
         evaluation_rollouts: rollouts per held-out problem when sampled.
         evaluate_every: rounds between evaluations.

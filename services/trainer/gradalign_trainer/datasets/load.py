@@ -127,8 +127,8 @@ def _of_world(world: World, source: DataSource, seed: int) -> Sequence[Problem]:
     regime, _, part = source.task.partition("/")
     if regime not in world.regimes or part not in PARTS:
         raise DataError(
-            f"{world.name} task {source.task!r}; expected REGIME/PART, REGIME one of {', '.join(world.regimes)} and PART one "
-            f"of {', '.join(PARTS)}: clean/pool, say."
+            f"{world.name} task {source.task!r}; expected REGIME/PART, REGIME one of {', '.join(world.regimes)} and PART "
+            f"one of {', '.join(PARTS)}: clean/pool, say."
         )
     parts = world.parts(regime, seed=seed if source.seed is None else source.seed)
     problems: Sequence[Problem] = getattr(parts, part)

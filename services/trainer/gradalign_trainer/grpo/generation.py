@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from gradalign_trainer.grpo.models import bare
 from gradalign_trainer.grpo.sharing import common_beginning
 
 __all__ = ["RolloutBatch", "Sampling", "encode_prompts", "generate", "join_batches"]
@@ -197,7 +198,7 @@ class _Sampler:
     def _steps(self, ids: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield (token, live, log-prob) [P*G] step by step: what was sampled, and whether it belongs to its completion."""
         group_size = self.sampling.group_size
-        accepts = inspect.signature(self.model.forward).parameters
+        accepts = inspect.signature(bare(self.model).forward).parameters
         cache_name = "cache" if "cache" in accepts else "past_key_values"  # the name changed within transformers 5
         last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
         positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -229,9 +230,9 @@ class _Sampler:
     def _behind_beginning(
         self, ids: Tensor, mask: Tensor, cache_name: str, told: Mapping[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor, Any]:
-        """What is left of the prompts behind what all begin with, its mask and positions, and the cache of that; None of none.
+        """What is left of the prompts behind what all begin with, its mask and positions, and the cache of the beginning.
 
-        The mask has the columns of the cache too.
+        The mask has the columns of the cache too; where nothing is common there is no cache.
         """
         rows = [row[real.bool()].tolist() for row, real in zip(ids, mask, strict=True)]
         begun = common_beginning(rows) if len(rows) > 1 else 0

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast as FastTokenizer
 
 from gradalign.errors import GradAlignError
 
-__all__ = ["end_at", "load_policy", "load_tokenizer", "pick_device"]
+__all__ = ["bare", "end_at", "load_policy", "load_tokenizer", "pick_device"]
 
 _PLAIN_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}
 
@@ -57,26 +57,34 @@ def load_policy(
     """
     if lora_rank is not None and find_spec("peft") is None:
         raise GradAlignError("model.lora_rank needs the package peft: pip install peft. Or leave it out, to train all.")
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
+    adapters = Path(source) / "adapter_config.json"
+    base = json.loads(adapters.read_text())["base_model_name_or_path"] if adapters.is_file() else source
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
     if lora_rank is not None:
-        _train_adapters(model, source, lora_rank)
+        model = _with_adapters(model, source if adapters.is_file() else None, lora_rank)
     torch.nn.Module.to(model, device)
     model.eval()
     return model, load_tokenizer(source)
 
 
-def _train_adapters(model: PreTrainedModel, source: str | Path, rank: int) -> None:
-    """Have adapters take the gradients, and nothing else: those that the source came with, or fresh ones that change nothing."""
-    from peft import LoraConfig
+def _with_adapters(model: PreTrainedModel, saved: str | Path | None, rank: int) -> PreTrainedModel:
+    """The model with adapters that alone take gradients: those that were saved, or fresh ones, which change nothing yet."""
+    from peft import LoraConfig, PeftModel, get_peft_model
 
-    if not getattr(model, "_hf_peft_config_loaded", False):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # of the adapters' first factors; the second are zero
-            model.add_adapter(
-                LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", base_model_name_or_path=str(source))
-            )
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+    if saved is not None:
+        again: PreTrainedModel = PeftModel.from_pretrained(model, saved, is_trainable=True)  # type: ignore[assignment]
+        return again
+    settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of the adapters' first factors; the second are zero
+        fresh: PreTrainedModel = get_peft_model(model, settings)  # type: ignore[assignment]
+    return fresh
+
+
+def bare(model: PreTrainedModel) -> PreTrainedModel:
+    """The model itself, where adapters wrap it."""
+    within: PreTrainedModel = getattr(model, "get_base_model", lambda: model)()
+    return within
 
 
 def end_at(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> None:

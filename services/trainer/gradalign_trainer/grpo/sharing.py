@@ -85,4 +85,5 @@ def _tree_mask(rollouts: RolloutBatch, dtype: torch.dtype) -> Tensor:
     seen = seen & torch.ones_like(seen).tril()
     real = torch.cat([mask.bool(), torch.ones(len(mask), size * longest, dtype=torch.bool, device=mask.device)], dim=1)
     allowed = (seen & real[:, None]) | torch.eye(len(owner), dtype=torch.bool, device=mask.device)
-    return torch.where(allowed, 0.0, torch.finfo(dtype).min)[:, None].to(dtype)
+    unseen = torch.zeros(allowed.shape, dtype=dtype, device=mask.device)
+    return unseen.masked_fill(~allowed, torch.finfo(dtype).min)[:, None]

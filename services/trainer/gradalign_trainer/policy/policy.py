@@ -134,7 +134,7 @@ class Policy:
         groups = joining.groups if joining else 0
         total = counted + groups
         share = share / (total or 1.0)
-        for part in torch.arange(len(scored.problems)).split(self.config.problems_per_backward):
+        for part in self._parts(scored):
             losses = problem_losses(self.model, scored.rollouts.groups(part.tolist()), scored.advantages[part])
             (losses * share[part]).sum().backward()
         if joining is not None and groups:
@@ -144,6 +144,13 @@ class Policy:
                     joined = factor * joining.gradient[name]
                     parameter.grad = joined if parameter.grad is None else parameter.grad + joined
         return self._step()
+
+    def _parts(self, scored: ScoredRollouts) -> list[Tensor]:
+        """The problems of each backward; where prompts are shared, none without a signal, whose gradient is 0."""
+        size = self.config.problems_per_backward
+        if self.config.share_prompts:
+            return [part.cpu() for part in scored.signal_parts(size)]
+        return list(torch.arange(len(scored.problems)).split(size))
 
     def agreements(self, scored: ScoredRollouts) -> Tensor:
         """How each rollout's gradient agrees with those of the others of the batch, float64 [P, G] on the CPU."""

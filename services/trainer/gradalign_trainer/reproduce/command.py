@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.console import Console
 
+if TYPE_CHECKING:
+    from gradalign_trainer.reproduce.grid.grid import GridSettings
+    from gradalign_trainer.world import World
+
 __all__ = ["ReproduceCommand"]
 
-REGIMES = ("misconception", "inverted", "imbalance", "low-utility")
 QUICK_METHODS = ("random", "full", "accgreedy", "learnalign", "cosine", "oracle")
 QUICK_OUTPUT = "runs/reproduce-quick"
 
@@ -30,17 +34,30 @@ class ReproduceCommand:
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the arguments."""
         add = parser.add_argument
-        add("--regime", nargs="+", metavar="NAME", help=f"regimes to run ({' '.join(REGIMES)})")
+        add(
+            "--world",
+            default="arithmetic",
+            metavar="NAME",
+            help="arithmetic, smollm2, or a folder with a world.toml (arithmetic): docs/smollm2.md",
+        )
+        add("--model", type=Path, metavar="FOLDER", help="of the model of smollm2 (fetched into the cache of models)")
+        add("--device", default="cpu", help="that the runs compute on: cpu, cuda or cuda:N (cpu)")
+        add("--regime", nargs="+", metavar="NAME", help="regimes to run (four of the world's)")
         add("--methods", nargs="+", metavar="NAME", help="methods to run (all)")
-        add("--seeds", type=_positive, metavar="N", help="seeds 0 to N-1 (5)")
+        add("--seeds", type=_positive, metavar="N", help="seeds 0 to N-1 (5; 3 in worlds of pretrained models)")
         add(
             "--budget",
             choices=("updates", "all"),
-            help="updates: runs end at equal updates; all: they go on to equal rollouts and equal seconds (all)",
+            help="updates: runs end at equal updates; all: they go on to equal rollouts and equal seconds (all; updates in "
+            "worlds of pretrained models)",
         )
         add("--quick", action="store_true", help=f"one seed, {len(QUICK_METHODS)} methods, equal updates: four minutes")
         add("--workers", type=_positive, default=2, metavar="N", help="cells at a time, each on one core (2)")
-        add("--output", type=Path, help=f"folder of the results (runs/reproduce; {QUICK_OUTPUT} with --quick)")
+        add(
+            "--output",
+            type=Path,
+            help=f"folder of the results (runs/reproduce or runs/reproduce-WORLD; {QUICK_OUTPUT} with --quick)",
+        )
         add("--scorer-url", metavar="URL", help="use this scorer; without it one is started, with an embedded store")
         add(
             "--page",
@@ -56,35 +73,70 @@ class ReproduceCommand:
             GradAlignError: a name is unknown, a cell failed, or the results in the folder are of other settings.
         """
         from gradalign_trainer.reporting.console import log_to
-        from gradalign_trainer.reproduce.grid.cells import Recipe
-        from gradalign_trainer.reproduce.grid.grid import GridSettings, run_grid
-        from gradalign_trainer.reproduce.grid.methods import METHODS
+        from gradalign_trainer.reproduce.grid.grid import run_grid
         from gradalign_trainer.reproduce.report.report import write_report
-        from gradalign_trainer.settings import SettingsError, nearest
-        from gradalign_trainer.worlds.regimes import REGIMES as KNOWN
 
         console = Console(stderr=True)
         log_to(console, logging.INFO)
-        regimes, methods = args.regime or REGIMES, args.methods or (QUICK_METHODS if args.quick else tuple(METHODS))
-        faults = [
-            f"--{what}: {name!r} is unknown{nearest(name, valid)}; expected any of {', '.join(valid)}."
-            for what, names, valid in (("regime", regimes, KNOWN), ("methods", methods, METHODS))
-            for name in names
-            if name not in valid
-        ]
+        settings = self._settings(args)
+        if not args.report_only:
+            run_grid(settings, console)
+        for path in write_report(settings.output, args.page, settings.recipe.world):
+            Console().print(path, highlight=False, soft_wrap=True)
+        return 0
+
+    def _settings(self, args: argparse.Namespace) -> GridSettings:
+        from gradalign_trainer.reproduce.grid.cells import Recipe
+        from gradalign_trainer.reproduce.grid.grid import GridSettings
+        from gradalign_trainer.reproduce.grid.methods import METHODS
+        from gradalign_trainer.settings import SettingsError
+
+        world = _world(args.world, args.model)
+        arithmetic = args.world == "arithmetic"
+        regimes, methods = args.regime or world.headline, args.methods or (QUICK_METHODS if args.quick else (*METHODS,))
+        faults = [*_unknown("regime", regimes, world.regimes), *_unknown("methods", methods, METHODS)]
         if faults:
             raise SettingsError(faults, where="the arguments")
-        settings = GridSettings(
-            output=args.output or Path(QUICK_OUTPUT if args.quick else "runs/reproduce"),
+        short = args.quick or not arithmetic
+        whole = Path("runs/reproduce" if arithmetic else f"runs/reproduce-{world.name}")
+        return GridSettings(
+            output=args.output or (Path(QUICK_OUTPUT) if args.quick and arithmetic else whole),
             regimes=regimes,
             methods=methods,
-            seeds=args.seeds or (1 if args.quick else 5),
-            recipe=Recipe(long=(args.budget or ("updates" if args.quick else "all")) == "all"),
+            seeds=args.seeds or (1 if args.quick else 5 if arithmetic else 3),
+            recipe=Recipe(
+                world=world,
+                long=(args.budget or ("updates" if short else "all")) == "all",
+                changes={} if args.device == "cpu" else {"device": args.device},
+            ),
             workers=args.workers,
             scorer_url=args.scorer_url,
         )
-        if not args.report_only:
-            run_grid(settings, console)
-        for path in write_report(settings.output, args.page):
-            Console().print(path, highlight=False, soft_wrap=True)
-        return 0
+
+
+def _world(name: str, model: Path | None) -> World:
+    """The world of the arguments; SettingsError where they name none, or a model for a world that has its own."""
+    from gradalign_trainer.settings import SettingsError
+    from gradalign_trainer.worlds.registry import world_of
+    from gradalign_trainer.worlds.tasks.smollm2 import SmolLM2World
+
+    world = world_of(name)
+    if model is None:
+        return world
+    if not isinstance(world, SmolLM2World):
+        raise SettingsError([f"--model is given with --world {name}, which has its own; expected --world smollm2."])
+    if not (model / "config.json").is_file():
+        raise SettingsError(
+            [f"--model {model} holds no config.json; expected a model's folder, as gradalign fetch-model makes it."]
+        )
+    return SmolLM2World(model)
+
+
+def _unknown(what: str, names: Sequence[str], valid: Mapping[str, object]) -> list[str]:
+    from gradalign_trainer.settings import nearest
+
+    return [
+        f"--{what}: {name!r} is unknown{nearest(name, valid)}; expected any of {', '.join(valid)}."
+        for name in names
+        if name not in valid
+    ]

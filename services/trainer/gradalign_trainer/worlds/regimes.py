@@ -7,7 +7,7 @@ it is of the target skill. Only the oracle and reports look at that. Problem ids
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from gradalign_trainer.problems import Problem
 from gradalign_trainer.world import Parts

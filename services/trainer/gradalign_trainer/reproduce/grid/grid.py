@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gradalign.errors import GradAlignError
 from gradalign_trainer.curriculum.localscorer import local_scorer
 from gradalign_trainer.records import RoundReport
-from gradalign_trainer.reproduce.grid.cells import BASES, Cell, Recipe, cells_of
+from gradalign_trainer.reproduce.grid.cells import Cell, Recipe, cells_of
 from gradalign_trainer.reproduce.grid.results import Result, ResultsError, ResultsLog, curve_of
 from gradalign_trainer.reproduce.grid.timing import measure_timing, read_timing
 from gradalign_trainer.reproduce.grid.worker import play, prepare_base, set_up
@@ -38,7 +38,7 @@ class GridSettings:
 
     Attributes:
         output: folder of the results.
-        regimes: keys of `worlds.REGIMES`.
+        regimes: of the recipe's world.
         methods: keys of `METHODS`.
         seeds: how many; they are 0, 1, ...
         recipe: how the cells are run.
@@ -120,12 +120,16 @@ def _scorer(settings: GridSettings) -> Iterator[str]:
 
 
 def _bases(pool: ProcessPoolExecutor, settings: GridSettings, cells: Sequence[Cell]) -> Mapping[int, Path]:
-    """Base models by seed modulo `BASES`, all that the cells need, trained side by side where missing."""
+    """Base models by seed modulo their number, all that the cells need, made side by side where missing."""
     recipe, timed = settings.recipe, Cell(0, settings.regimes[0], settings.methods[0])
+    world = recipe.world
     some = recipe.config(timed, Path("base"), settings.output, None)
-    needed = sorted({cell.seed % BASES for cell in (timed, *cells)})
-    futures = {number: pool.submit(prepare_base, some, recipe.base(number)) for number in needed}
-    return {number: Path(future.result()) for number, future in futures.items()}
+    needed = sorted({cell.seed % world.bases for cell in (timed, *cells)})
+    futures = {number: pool.submit(prepare_base, some, world, number) for number in needed}
+    try:
+        return {number: Path(future.result()) for number, future in futures.items()}
+    except RuntimeError as error:
+        raise GradAlignError(str(error)) from error
 
 
 def _take_times(
@@ -150,7 +154,7 @@ def _played(
     for same in alike.values():
         cell = same[0]
         output = settings.output / "running" / f"{cell.regime}-{cell.method}-{cell.seed}"
-        config = settings.recipe.config(cell, bases[cell.seed % BASES], output, url)
+        config = settings.recipe.config(cell, bases[cell.seed % settings.recipe.world.bases], output, url)
         futures[pool.submit(play, config)] = same
     for future in as_completed(futures):
         same = futures[future]

@@ -17,7 +17,7 @@ from gradalign_trainer.reporting.console import hush_weights
 from gradalign_trainer.runs.data import load_run_data
 from gradalign_trainer.runs.loop import train
 from gradalign_trainer.runs.parent_death import end_with_parent
-from gradalign_trainer.worlds.basemodel import BaseTraining, base_model
+from gradalign_trainer.world import World
 
 __all__ = ["play", "prepare_base", "set_up"]
 
@@ -30,9 +30,16 @@ def set_up() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
 
 
-def prepare_base(config: TrainConfig, settings: BaseTraining) -> str:
-    """The folder of a base model, trained first where it is not in the cache of models."""
-    return str(base_model(config.model_cache.expanduser(), settings))
+def prepare_base(config: TrainConfig, world: World, seed: int) -> str:
+    """The folder of a base model, made first where it is not in the cache of models.
+
+    Raises:
+        RuntimeError: it cannot be had; see `play`.
+    """
+    try:
+        return str(world.base(config.model_cache.expanduser(), seed))
+    except GradAlignError as error:
+        raise RuntimeError(str(error)) from error
 
 
 def play(config: TrainConfig) -> Sequence[RoundReport]:

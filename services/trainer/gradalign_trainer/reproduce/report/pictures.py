@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from gradalign_trainer.reproduce.grid.cells import ROLLOUTS, UPDATES
 from gradalign_trainer.reproduce.grid.results import Result
 from gradalign_trainer.reproduce.report.readings import Readings
 
@@ -40,26 +39,29 @@ def draw_pictures(readings: Readings, folder: Path) -> list[Path]:
         readings: of a grid.
         folder: for the pictures; must exist.
     """
-    regimes = readings.regimes()
+    regimes, scale = readings.regimes(), readings.world.scale
     panels = {regime: [each for each in readings.results if each.cell.regime == regime] for regime in regimes}
     written = [
-        _draw(panels, folder / "curves-updates.png", ("updates", UPDATES), ("pass_rate", "held-out pass@1")),
+        _draw(panels, folder / "curves-updates.png", ("updates", scale.updates), ("pass_rate", "held-out pass@1")),
         _draw(
-            panels, folder / "composition.png", ("updates", UPDATES), ("trained_good", "good among those trained on")
+            panels,
+            folder / "composition.png",
+            ("updates", scale.updates),
+            ("trained_good", "good among those trained on"),
         ),
-        _draw_alignments(panels, folder / "alignments.png"),
+        _draw_alignments(panels, folder / "alignments.png", scale.updates),
     ]
-    far = {regime: [each for each in results if _reaches_rollouts(each)] for regime, results in panels.items()}
+    far = {regime: [each for each in results if _reaches(each, scale.rollouts)] for regime, results in panels.items()}
     far = {regime: results for regime, results in far.items() if results}
     if far and any(result.long for result in readings.results):
-        x = ("rollouts", ROLLOUTS)
+        x = ("rollouts", scale.rollouts)
         written.append(_draw(far, folder / "curves-rollouts.png", x, ("pass_rate", "held-out pass@1")))
     return written
 
 
-def _reaches_rollouts(result: Result) -> bool:
+def _reaches(result: Result, rollouts: float) -> bool:
     # A run that ends before would cut the band of its method off for all seeds.
-    return (result.curve["rollouts"][-1] or 0) >= ROLLOUTS
+    return (result.curve["rollouts"][-1] or 0) >= rollouts
 
 
 def _band(results: Sequence[Result], x: str, y: str, end: float) -> tuple[Any, Any, Any] | None:
@@ -131,12 +133,12 @@ def _draw(panels: Mapping[str, Sequence[Result]], path: Path, x: tuple[str, floa
     return _finish(figure, axes, path)
 
 
-def _draw_alignments(panels: Mapping[str, Sequence[Result]], path: Path) -> Path:
+def _draw_alignments(panels: Mapping[str, Sequence[Result]], path: Path, end: float) -> Path:
     figure, axes = _figure(panels, "alignment in the cosine runs")
     for axis, results in zip(axes, panels.values(), strict=False):
         own = [each for each in results if each.cell.method == "cosine"]
         for kind, color in (("good", "#1a7f37"), ("bad", "#d1242f")):
-            band = _band(own, "updates", f"alignment_{kind}", UPDATES)
+            band = _band(own, "updates", f"alignment_{kind}", end)
             if band is not None:
                 _line(axis, band, f"{kind} problems", color, "-")
         axis.axhline(0, color="#8a8f98", linewidth=0.8)

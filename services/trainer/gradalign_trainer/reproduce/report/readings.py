@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from gradalign_trainer.reproduce.grid.cells import ROLLOUTS, UPDATE_ROUNDS, UPDATES
 from gradalign_trainer.reproduce.grid.results import Result
 from gradalign_trainer.reproduce.grid.timing import Timing
-from gradalign_trainer.worlds.regimes import REGIMES
+from gradalign_trainer.world import World
+from gradalign_trainer.worlds.builtin import ArithmeticWorld
 
 __all__ = ["BUDGETS", "Difference", "Readings", "best_of", "interval", "paired"]
 
@@ -45,15 +45,20 @@ class Readings:
     Args:
         results: of a grid; of two of one cell the longer counts, then the later.
         timing: seconds a round; without that of `cosine` there are no equal seconds.
+        world: that the results are of; None for arithmetic.
 
     Attributes:
+        world: that the results are of.
         seconds: the budget of equal seconds; None without times.
     """
 
-    def __init__(self, results: Iterable[Result], timing: Timing) -> None:
+    def __init__(self, results: Iterable[Result], timing: Timing, world: World | None = None) -> None:
+        self.world = world or ArithmeticWorld()
         self._results = {each.cell: each for each in sorted(results, key=lambda each: each.long)}
         self._timing = timing
-        self.seconds = UPDATE_ROUNDS * timing[CLOCK] if CLOCK in timing else None
+        scale = self.world.scale
+        rounds = scale.updates // scale.updates_per_round
+        self.seconds = rounds * timing[CLOCK] if CLOCK in timing else None
 
     @property
     def results(self) -> Sequence[Result]:
@@ -61,8 +66,8 @@ class Readings:
         return [self._results[cell] for cell in sorted(self._results)]
 
     def regimes(self) -> list[str]:
-        """Those with results, in the order of `worlds.REGIMES`."""
-        return [regime for regime in REGIMES if any(cell.regime == regime for cell in self._results)]
+        """Those with results, in the order of the world's."""
+        return [regime for regime in self.world.regimes if any(cell.regime == regime for cell in self._results)]
 
     def is_timed(self, method: str) -> bool:
         """Whether there are seconds of its rounds."""
@@ -84,9 +89,9 @@ class Readings:
     def _read(self, result: Result, budget: str) -> float | None:
         curve, method = result.curve, result.cell.method
         if budget == "updates":
-            return _interpolated(curve["updates"], curve["pass_rate"], UPDATES)
+            return _interpolated(curve["updates"], curve["pass_rate"], self.world.scale.updates)
         if budget == "rollouts":
-            return _interpolated(curve["rollouts"], curve["pass_rate"], ROLLOUTS)
+            return _interpolated(curve["rollouts"], curve["pass_rate"], self.world.scale.rollouts)
         if self.seconds is None or method not in self._timing:
             return None
         clock = [float(number or 0) * self._timing[method] for number in curve["round"]]

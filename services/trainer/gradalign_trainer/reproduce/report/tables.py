@@ -6,10 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
-from gradalign_trainer.reproduce.grid.cells import ROLLOUTS, UPDATES
 from gradalign_trainer.reproduce.grid.methods import BASELINES, METHODS, PAPER_BASELINES, TUNED_ON
 from gradalign_trainer.reproduce.report.readings import BUDGETS, Difference, Readings, best_of, paired
-from gradalign_trainer.worlds.regimes import REGIMES
 
 __all__ = ["regime_table", "results_page"]
 
@@ -22,7 +20,8 @@ def results_page(readings: Readings) -> str:
     parts = ["### At equal updates\n", updates_headline(readings)]
     costs = cost_headline(readings)
     parts += ["### At equal cost\n", costs] if costs else []
-    parts += [f"### {regime}: {REGIMES[regime]}\n\n{regime_table(readings, regime)}" for regime in readings.regimes()]
+    told = readings.world.regimes
+    parts += [f"### {regime}: {told[regime]}\n\n{regime_table(readings, regime)}" for regime in readings.regimes()]
     return "\n".join(parts)
 
 
@@ -102,8 +101,8 @@ def regime_table(readings: Readings, regime: str) -> str:
 
 def _title(budget: str, readings: Readings) -> str:
     if budget == "updates":
-        return f"{UPDATES} updates"
-    return f"{ROLLOUTS:,} rollouts" if budget == "rollouts" else f"{readings.seconds or 0:.1f} s"
+        return f"{readings.world.scale.updates} updates"
+    return f"{readings.world.scale.rollouts:,} rollouts" if budget == "rollouts" else f"{readings.seconds or 0:.1f} s"
 
 
 def _pair(column: Mapping[str, Mapping[int, float]], method: str, best: str | None, missing: str) -> tuple[str, str]:

@@ -106,18 +106,18 @@ class SmolLM2World:
     bases: ClassVar[int] = 1
     judged_by: ClassVar[str] = f"the exact probability of the right answer and the end of its line, {HELDOUT} problems"
     scale: ClassVar[Scale] = Scale(
-        updates=40,
-        rollouts=20_480,
+        updates=30,
+        rollouts=15_360,
         pool=1024,
-        candidates=32,
-        batch=8,
-        large_batch=16,
+        candidates=64,
+        batch=16,
+        large_batch=32,
         trusted=32,
         trusted_turn=8,
         validation_rollouts=8,
         proposed_from=128,
         again=64,
-        evaluations=4,
+        evaluations=3,
     )
     settings: ClassVar[Mapping[str, Any]] = {
         "reward": "graded",
