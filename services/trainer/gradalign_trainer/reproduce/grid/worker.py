@@ -12,6 +12,7 @@ from gradalign import Client
 from gradalign.errors import GradAlignError, NotFound
 from gradalign_trainer.config.training import TrainConfig
 from gradalign_trainer.fallbacks import UNMEASURED
+from gradalign_trainer.grpo.models import load_tokenizer
 from gradalign_trainer.records import RoundReport
 from gradalign_trainer.reporting.console import hush_weights
 from gradalign_trainer.runs.data import load_run_data
@@ -54,7 +55,7 @@ def play(config: TrainConfig) -> Sequence[RoundReport]:
     shutil.rmtree(config.output, ignore_errors=True)
     try:
         _forget(config)
-        result = train(config, load_run_data(config), config.model)
+        result = train(config, load_run_data(config, load_tokenizer(config.model)), config.model)
         _forget(config)
     except GradAlignError as error:
         raise RuntimeError(str(error)) from error

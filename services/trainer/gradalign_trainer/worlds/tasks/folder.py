@@ -50,7 +50,7 @@ class FolderWorld:
         heldout: those that runs are judged by.
         off_target: those of other tasks; the regimes `imbalance` and `low-utility` need some.
         verifier: name of the reward that marks a completion.
-        settings: of every run.
+        settings: of every run; the reward is `graded`, which asks the verifier.
         scale: how many of everything the methods take.
 
     Raises:
@@ -74,6 +74,7 @@ class FolderWorld:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        object.__setattr__(self, "settings", {"reward": "graded", **self.settings})
 
     @property
     def judged_by(self) -> str:
