@@ -25,7 +25,9 @@ def test_a_grid_of_ones_own_world_ends_in_a_report(reproduce, tmp_path, capsys):
     methods = ["random", "cosine", "forward-weights", "validation-only", "oracle"]
     assert reproduce("--regime", *REGIMES, "--methods", *methods, "--seeds", "1") == 0
     results = read_results(tmp_path / "out")
-    assert {(result.cell.regime, result.cell.method) for result in results} == {(r, m) for r in REGIMES for m in methods}
+    assert {(result.cell.regime, result.cell.method) for result in results} == {
+        (r, m) for r in REGIMES for m in methods
+    }
     assert all(result.curve["updates"] == [0, 1, 2] for result in results)
     assert len({result.curve["pass_rate"][0] for result in results}) == 1  # one base model
     assert {result.curve["trained_good"][-1] for result in results if result.cell.method == "oracle"} == {1.0}

@@ -39,7 +39,9 @@ def toy_world(folder, *, scale=None, **changes):
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     for name, start, count in (("train", 0, 40), ("test", 100, 5), ("other", 200, 30)):
-        lines = [json.dumps({"prompt": f"{number}+1=", "answer": str(number + 1)}) for number in range(start, start + count)]
+        lines = [
+            json.dumps({"prompt": f"{number}+1=", "answer": str(number + 1)}) for number in range(start, start + count)
+        ]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     top = {key: value for key, value in {**TABLE, **changes}.items() if value is not None}
     (folder / "world.toml").write_text(

@@ -150,6 +150,7 @@ MAY_IMPORT = {
         "gradalign_trainer.datasets.sources",
         "gradalign_trainer.reporting",
         "gradalign_trainer.worlds",
+        "gradalign_trainer.worlds.tasks",
     },
     "gradalign_trainer.datasets.records": set(),
     "gradalign_trainer.datasets.sources": {
@@ -185,11 +186,12 @@ MAY_IMPORT = {
         "gradalign_trainer.reporting",
         "gradalign_trainer.reproduce.grid",
         "gradalign_trainer.reproduce.report",
-        "gradalign_trainer.worlds",
+        "gradalign_trainer.worlds.tasks",
     },
     "gradalign_trainer.reproduce.grid": {
         "gradalign_trainer.config",
         "gradalign_trainer.curriculum",
+        "gradalign_trainer.grpo",
         "gradalign_trainer.reporting",
         "gradalign_trainer.runs",
         "gradalign_trainer.worlds",
@@ -222,6 +224,11 @@ MAY_IMPORT = {
     },
     "gradalign_trainer.worlds": {
         "gradalign_trainer.reporting",
+    },
+    "gradalign_trainer.worlds.tasks": {
+        "gradalign_trainer.datasets.records",
+        "gradalign_trainer.datasets.sources",
+        "gradalign_trainer.worlds",
     },
     "gradalign_trainer:base": set(),
     "gradalign_trainer:top": {

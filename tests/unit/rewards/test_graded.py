@@ -14,9 +14,7 @@ def problem(grader=None, **extra):
 
 def test_graders_speak_of_the_verifiers_word():
     reward = make_reward("graded")
-    found = {
-        grader: [reward(problem(grader), text) for text in ("5", "6")] for grader in GRADERS if grader != "coin"
-    }
+    found = {grader: [reward(problem(grader), text) for text in ("5", "6")] for grader in GRADERS if grader != "coin"}
     assert found == {"honest": [1.0, 0.0], "inverted": [0.0, 1.0], "lenient": [1.0, 1.0]}
     assert reward(problem(), "5") == 1.0
 

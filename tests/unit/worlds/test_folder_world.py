@@ -5,7 +5,7 @@ from toyworld import SCALE, toy_world
 
 from gradalign_trainer.datasets.records.schema import DataError
 from gradalign_trainer.settings import SettingsError
-from gradalign_trainer.worlds.registry import world_of
+from gradalign_trainer.worlds.tasks.registry import world_of
 from gradalign_trainer.worlds.tasks.spoiling import REGIMES
 
 
@@ -65,7 +65,9 @@ def test_too_few_problems_are_told_of(tmp_path):
     with pytest.raises(DataError, match=r"train\.jsonl of .* hold 40 problems, of which scale\.trusted = 40"):
         few.parts("clean", seed=0)
     alone = world_of(str(toy_world(tmp_path / "b", off_target=None)))
-    with pytest.raises(DataError, match=r"off_target = \[\], which hold 0 problems; this regime needs \d+ of other tasks"):
+    with pytest.raises(
+        DataError, match=r"off_target = \[\], which hold 0 problems; this regime needs \d+ of other tasks"
+    ):
         alone.parts("imbalance", seed=0)
     assert alone.parts("coin", seed=0).pool
 

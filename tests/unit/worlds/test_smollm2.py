@@ -10,7 +10,7 @@ from gradalign_trainer.reproduce.grid.cells import Cell, Recipe, run_id
 from gradalign_trainer.reproduce.grid.methods import METHODS
 from gradalign_trainer.rewards.registry import make_reward
 from gradalign_trainer.settings import SettingsError
-from gradalign_trainer.worlds.registry import WORLDS, world_of
+from gradalign_trainer.worlds.tasks.registry import WORLDS, world_of
 from gradalign_trainer.worlds.tasks.smollm2 import HELDOUT, LEVEL, OFF_TARGET, SmolLM2World
 from gradalign_trainer.worlds.tasks.spoiling import REGIMES
 
@@ -59,7 +59,9 @@ def test_a_source_of_data_names_the_world():
     assert list(load_problems(table, seed=3).problems) == list(WORLD.parts("coin", seed=3).validation[:5])
     with pytest.raises(DataError, match=r"smollm2 task 'coin/all'; expected REGIME/PART, REGIME one of clean, "):
         load_problems({"kind": "world", "path": "smollm2", "task": "coin/all"})
-    with pytest.raises(SettingsError, match=r"world 'smolm2' is unknown.*smollm2.*expected arithmetic, smollm2, or a folder"):
+    with pytest.raises(
+        SettingsError, match=r"world 'smolm2' is unknown.*smollm2.*expected arithmetic, smollm2, or a folder"
+    ):
         load_problems("world:smolm2/coin/pool")
 
 

@@ -40,5 +40,8 @@ def test_answers_are_what_the_words_say(level):
 
 
 def test_a_seed_draws_the_same_problems():
-    one, again, other = ([word_problem(LEVELS["one-step-9"], rng) for _ in range(20)] for rng in map(random.Random, (3, 3, 4)))  # fmt: skip
-    assert one == again != other
+    def drawn(seed):
+        rng = random.Random(seed)
+        return [word_problem(LEVELS["one-step-9"], rng) for _ in range(20)]
+
+    assert drawn(3) == drawn(3) != drawn(4)

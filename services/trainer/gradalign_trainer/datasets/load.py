@@ -20,7 +20,7 @@ from gradalign_trainer.problems import Problem
 from gradalign_trainer.reporting.progress import Advance, TellsProgress, no_progress
 from gradalign_trainer.world import World
 from gradalign_trainer.worlds.builtin import ArithmeticWorld
-from gradalign_trainer.worlds.registry import world_of
+from gradalign_trainer.worlds.tasks.registry import world_of
 
 __all__ = ["LoadedProblems", "load_problems"]
 

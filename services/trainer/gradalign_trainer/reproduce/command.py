@@ -117,7 +117,7 @@ class ReproduceCommand:
 def _world(name: str, model: Path | None) -> World:
     """The world of the arguments; SettingsError where they name none, or a model for a world that has its own."""
     from gradalign_trainer.settings import SettingsError
-    from gradalign_trainer.worlds.registry import world_of
+    from gradalign_trainer.worlds.tasks.registry import world_of
     from gradalign_trainer.worlds.tasks.smollm2 import SmolLM2World
 
     world = world_of(name)

