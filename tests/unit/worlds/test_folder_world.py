@@ -1,12 +1,18 @@
 """The world of a folder: its problems, and what is said of a folder that describes none."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from toyworld import SCALE, toy_world
 
 from gradalign_trainer.datasets.records.schema import DataError
+from gradalign_trainer.reproduce.grid.cells import Cell, Recipe
 from gradalign_trainer.settings import SettingsError
 from gradalign_trainer.worlds.tasks.registry import world_of
 from gradalign_trainer.worlds.tasks.spoiling import REGIMES
+
+EXAMPLE = Path(__file__).parents[3] / "services/trainer/configs/gsm8k"
 
 
 @pytest.fixture
@@ -77,3 +83,13 @@ def test_a_record_that_is_none_is_named(tmp_path):
     (folder / "test.jsonl").write_text('{"question": "1+1="}\n')
     with pytest.raises(DataError, match=r"test\.jsonl:1.*Mend it"):
         world_of(str(folder)).parts("clean", seed=0)
+
+
+def test_the_example_for_a_gpu_makes_runs_of_64_problems_and_100_updates(tmp_path):
+    world = world_of(str(EXAMPLE))
+    for method in ("random", "cosine", "forward-weights"):
+        recipe = Recipe(world=replace(world, folder=toy_world(tmp_path), off_target=("other.jsonl",)), long=False)
+        config = recipe.config(Cell(0, "coin", method), tmp_path, tmp_path / "out", "http://h:1")
+        assert (config.batch_problems, config.group_size) == (64, 8)
+        assert config.rounds * config.updates_per_round == 100
+        assert config.reward == "graded"
