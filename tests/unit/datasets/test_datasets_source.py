@@ -18,6 +18,7 @@ from gradalign_trainer.settings import SettingsError
         ("huggingface:openai/gsm8k", DataSource(kind="huggingface", path="openai/gsm8k")),
         ("reasoning_gym:chain_sum", DataSource(kind="reasoning_gym", task="chain_sum")),
         ("arithmetic:clean/pool", DataSource(kind="arithmetic", task="clean/pool")),
+        ("world:my/folder/coin/pool", DataSource(kind="world", path="my/folder", task="coin/pool")),
         ({"path": "a.jsonl", "limit": 3}, DataSource(kind="jsonl", path="a.jsonl", limit=3)),
         ({"path": "a.parquet"}, DataSource(kind="parquet", path="a.parquet")),
         (
@@ -44,6 +45,9 @@ def test_a_list_is_taken_in_order_and_may_nest():
         ("jsonl:", "path is missing for kind 'jsonl'; expected for example 'data/train.jsonl'."),
         ("reasoning_gym:", "task is missing for kind 'reasoning_gym'; expected for example 'chain_sum'."),
         ("arithmetic:", "task is missing for kind 'arithmetic'; expected for example 'clean/pool'."),
+        ("world:smollm2", "task is missing for kind 'world'; expected for example 'clean/pool'."),
+        ("world:", "path is missing for kind 'world'; expected for example 'smollm2'."),
+        ({"kind": "world", "path": "smollm2"}, "task is missing for kind 'world'; expected for example 'clean/pool'."),
         ([], "an empty list of sources; expected at least one"),
         (5, "source 5 is of type int; expected a string or a table."),
         (["a.jsonl", None], "source None is of type NoneType; expected a string or a table."),

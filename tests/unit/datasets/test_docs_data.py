@@ -91,8 +91,10 @@ def test_the_table_of_kinds_is_whole():
     told = {code(kind)[0]: {*code(keys), "kind", "limit"} for kind, keys, _ in rows("kind")}
     assert told == {kind: set(keys) for kind, keys in KINDS.items()}
     for kind, _, rest in rows("kind"):
-        (source,) = parse_sources(f"{code(kind)[0]}:something")
-        assert getattr(source, code(rest)[0]) == "something"
+        names = code(rest)[0].split("/")
+        values = ["something", "clean/pool"][: len(names)]
+        (source,) = parse_sources(f"{code(kind)[0]}:{'/'.join(values)}")
+        assert [getattr(source, name) for name in names] == values
 
 
 def test_the_table_of_rewards_is_whole():

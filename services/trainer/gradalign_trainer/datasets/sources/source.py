@@ -32,6 +32,12 @@ KINDS: Mapping[str, frozenset[str]] = {
 }
 """Kind of source -> the keys that apply to it."""
 
+_EXAMPLES = {
+    ("reasoning_gym", "task"): "chain_sum",
+    ("arithmetic", "task"): "clean/pool",
+    ("world", "path"): "smollm2",
+    ("world", "task"): "clean/pool",
+}
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _PACKED = {
     f"{suffix}{end}": "jsonl" for suffix in (".jsonl", ".ndjson", ".json", "") for end in (".gz", ".zst")
@@ -81,17 +87,11 @@ class DataSource:
             raise SettingsError(faults)
 
     def _missing(self) -> str | None:
-        wanted = "path" if "path" in KINDS[self.kind] and not (self.kind == "world" and self.path) else "task"
-        if getattr(self, wanted):
+        wanted = [name for name in ("path", "task") if name in KINDS[self.kind] and not getattr(self, name)]
+        if not wanted:
             return None
-        examples = {
-            "path": "data/train.jsonl",
-            "reasoning_gym": "chain_sum",
-            "arithmetic": "clean/pool",
-            "world": "clean/pool" if self.path else "smollm2",
-        }
-        example = examples.get(self.kind) or examples[wanted]
-        return f"{wanted} is missing for kind {self.kind!r}; expected for example {example!r}."
+        example = _EXAMPLES.get((self.kind, wanted[0]), "data/train.jsonl")
+        return f"{wanted[0]} is missing for kind {self.kind!r}; expected for example {example!r}."
 
     def _bad_fields(self) -> str | None:
         ours = ("problem_id", "prompt", "answer", "source")
@@ -138,8 +138,8 @@ def _from_text(text: str) -> DataSource:
     kind, colon, rest = text.partition(":")
     by_ending = _kind_by_ending(text)
     if colon and kind == "world":
-        path, _, regime = rest.removesuffix("/").rpartition("/")[0].rpartition("/")
-        return _from_table({"kind": kind, "path": path, "task": f"{regime}/{rest.rpartition('/')[2]}"})
+        path, *task = rest.rsplit("/", 2) if rest.count("/") > 1 else (rest,)
+        return _from_table({"kind": kind, "path": path, "task": "/".join(task)})
     if colon and kind in KINDS:
         wanted = "path" if "path" in KINDS[kind] else "task"
         return _from_table({"kind": kind, wanted: rest})
