@@ -1,9 +1,12 @@
 """The world of SmolLM2, as far as it goes without the model: problems, parts, and runs of every method."""
 
+import json
 import re
 
 import pytest
+from toyworld import toy_world
 
+from gradalign import GradAlignError
 from gradalign_trainer.datasets import load_problems
 from gradalign_trainer.datasets.records.schema import DataError
 from gradalign_trainer.reproduce.grid.cells import Cell, Recipe, run_id
@@ -11,7 +14,7 @@ from gradalign_trainer.reproduce.grid.methods import METHODS
 from gradalign_trainer.rewards.registry import make_reward
 from gradalign_trainer.settings import SettingsError
 from gradalign_trainer.worlds.tasks.registry import WORLDS, world_of
-from gradalign_trainer.worlds.tasks.smollm2 import HELDOUT, LEVEL, OFF_TARGET, SmolLM2World
+from gradalign_trainer.worlds.tasks.smollm2 import HELDOUT, LEVEL, OFF_TARGET, SHAPE, SmolLM2World
 from gradalign_trainer.worlds.tasks.spoiling import REGIMES
 
 WORLD = SmolLM2World()
@@ -81,3 +84,16 @@ def test_every_method_makes_a_run_at_the_worlds_scale(method, tmp_path):
     assert (config.reward, config.stop, config.share_prompts) == ("graded", "\n", True)
     assert config.run_id == run_id(cell, "smollm2") != run_id(cell)
     assert recipe.digest(cell) != Recipe().digest(cell)
+
+
+def test_a_folder_of_another_model_is_refused(tmp_path):
+    toy_world(tmp_path)
+    with pytest.raises(
+        GradAlignError, match=r"holds a model of .*'hidden_size': 32.*expected SmolLM2-135M.*world\.toml"
+    ):
+        SmolLM2World(tmp_path / "model").base(tmp_path / "cache", 0)
+
+
+def test_a_folder_that_is_given_is_the_base_of_all_seeds(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(dict(SHAPE)))
+    assert {SmolLM2World(tmp_path).base(tmp_path / "cache", seed) for seed in (0, 1)} == {tmp_path}

