@@ -179,7 +179,7 @@ class SmolLM2World:
         shape = {key: config.get(key) for key in SHAPE}
         if shape != SHAPE:
             raise GradAlignError(
-                f"{folder} holds a model of {shape}; expected SmolLM2-135M, {SHAPE}, as gradalign fetch-model smollm2 makes it. "
-                "A world of another model is a folder with a world.toml: docs/smollm2.md."
+                f"{folder} holds a model of {shape}; expected SmolLM2-135M, {SHAPE}, which gradalign fetch-model "
+                "smollm2 makes. A world of another model is a folder with a world.toml: docs/smollm2.md."
             )
         return folder
