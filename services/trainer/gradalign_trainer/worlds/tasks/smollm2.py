@@ -122,7 +122,7 @@ class SmolLM2World:
         batch=16,
         large_batch=32,
         trusted=32,
-        trusted_turn=8,
+        trusted_turn=16,
         validation_rollouts=8,
         proposed_from=128,
         again=64,
