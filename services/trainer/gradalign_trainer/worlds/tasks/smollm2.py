@@ -136,8 +136,8 @@ class SmolLM2World:
         "share_prompts": True,
         "prompts_per_batch": 32,
         "problems_per_backward": 8,
-        "learning_rate": 3e-5,
-        "warmup_steps": 2,
+        "learning_rate": 1e-5,
+        "warmup_steps": 4,
     }
 
     def parts(self, regime: str, *, seed: int) -> Parts:
