@@ -97,3 +97,16 @@ def test_a_folder_of_another_model_is_refused(tmp_path):
 def test_a_folder_that_is_given_is_the_base_of_all_seeds(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(dict(SHAPE)))
     assert {SmolLM2World(tmp_path).base(tmp_path / "cache", seed) for seed in (0, 1)} == {tmp_path}
+
+
+def test_results_of_other_weights_are_of_other_facts(tmp_path):
+    facts = []
+    for number, content in enumerate((b"a" * 4096, b"b" * 4096, b"a" * 4096)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(content)
+        facts.append(SmolLM2World(folder).base_facts(0))
+    assert facts[0] == facts[2] != facts[1]
+    assert WORLD.base_facts(0)["sha256"] == facts[0]["sha256"]
+    with pytest.raises(GradAlignError, match=r"model\.safetensors cannot be read .*; expected weights in one file"):
+        SmolLM2World(tmp_path).base_facts(0)
