@@ -207,3 +207,11 @@ def test_the_key_comes_from_the_environment_and_is_not_shown(load):
 def test_a_variable_that_is_named_must_be_set(load, environ):
     (fault,) = faults_of(load, WHOLE, "scorer.api_key_env=MY_KEY", environ=environ)
     assert "names 'MY_KEY', which is not set" in fault
+
+
+CONFIGS = Path(__file__).parents[3] / "services/trainer/configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)
+def test_every_shipped_file_can_be_used(path):
+    assert load_config(path).rounds > 0

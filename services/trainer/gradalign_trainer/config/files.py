@@ -101,7 +101,8 @@ def _clashes(config: TrainConfig) -> list[str]:
             'Start one (gradalign serve) and add scorer.url = "http://127.0.0.1:8000", or set strategy = "random" and '
             'mode = "choose".'
         )
-    if config.evaluation == "exact" and config.reward not in ("arithmetic", "exact"):
+    # Of "graded": the worlds' held-out problems have honest graders, whose verifier is that string.
+    if config.evaluation == "exact" and config.reward not in ("arithmetic", "exact", "graded"):
         faults.append(
             f'evaluation = "exact" counts the probability of one exact string, which reward {config.reward!r} does not '
             'reward alone. Set evaluation = "sampled".'
