@@ -81,11 +81,11 @@ def _math_verify() -> Reward:
 
 _FACTORIES: Mapping[str, Callable[[], Reward]] = {
     "arithmetic": ArithmeticReward,
-    "graded": lambda: GradedReward(make_reward),
     "exact": lambda: exact_match,
     "exact_ignoring_case": lambda: exact_match_ignoring_case,
     "math_verify": _math_verify,
     "reasoning_gym": lambda: reasoning_gym_reward,
+    "graded": lambda: GradedReward(make_reward),
 }
 
 
