@@ -48,7 +48,14 @@ def test_letters_that_grow_when_folded_are_alike():
 
 
 def test_every_name_makes_a_reward():
-    assert set(reward_names()) == {"arithmetic", "exact", "exact_ignoring_case", "math_verify", "reasoning_gym"}
+    assert set(reward_names()) == {
+        "arithmetic",
+        "exact",
+        "exact_ignoring_case",
+        "math_verify",
+        "reasoning_gym",
+        "graded",
+    }
     assert all(callable(make_reward(name)) for name in reward_names())
     assert all(unknown_reward(name) is None for name in reward_names())
 
