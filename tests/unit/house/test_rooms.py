@@ -113,12 +113,15 @@ MAY_IMPORT = {
     },
     "gradalign_trainer.adapters": {
         "gradalign.forward",
-        "gradalign_trainer.curriculum",
         "gradalign_trainer.datasets.records",
+    },
+    "gradalign_trainer.adapters.base": {
+        "gradalign_trainer.curriculum",
     },
     "gradalign_trainer.adapters.trl": {
         "gradalign.sketch",
         "gradalign_trainer.adapters",
+        "gradalign_trainer.adapters.base",
         "gradalign_trainer.adapters.trl.measuring",
         "gradalign_trainer.curriculum",
     },
@@ -131,11 +134,13 @@ MAY_IMPORT = {
     "gradalign_trainer.adapters.verl": {
         "gradalign.sketch",
         "gradalign_trainer.adapters",
+        "gradalign_trainer.adapters.base",
         "gradalign_trainer.curriculum",
     },
     "gradalign_trainer.adapters.verl.v1": {
         "gradalign.forward",
         "gradalign_trainer.adapters",
+        "gradalign_trainer.adapters.base",
         "gradalign_trainer.adapters.verl",
         "gradalign_trainer.curriculum",
     },

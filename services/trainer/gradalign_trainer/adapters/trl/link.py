@@ -11,7 +11,7 @@ from gradalign import Client
 from gradalign.errors import GradAlignError, KindMismatch, NotFound, ProjectionMismatch, UnavailableError
 from gradalign.wire.projection import Projection
 from gradalign.wire.replies import Ranking, RunState, Selection
-from gradalign_trainer.adapters.link import AdapterLink
+from gradalign_trainer.adapters.base.link import AdapterLink
 from gradalign_trainer.adapters.trl.alignment import CAPTURE, FORWARD, KINDS
 from gradalign_trainer.adapters.trl.config import GradAlignConfig
 from gradalign_trainer.curriculum.measured import Gradients

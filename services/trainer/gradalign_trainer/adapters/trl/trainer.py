@@ -24,7 +24,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from gradalign.errors import GradAlignError, SketchError
 from gradalign.sketch import Sketcher
-from gradalign_trainer.adapters.figures import batch_figures
+from gradalign_trainer.adapters.base.figures import batch_figures
 from gradalign_trainer.adapters.trl.alignment import CAPTURE, FORWARD, alignment_of
 from gradalign_trainer.adapters.trl.config import GradAlignConfig
 from gradalign_trainer.adapters.trl.link import ScorerLink

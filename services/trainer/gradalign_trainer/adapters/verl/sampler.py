@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradalign.errors import NotFound, StalePolicy, UnavailableError
-from gradalign_trainer.adapters.verl.draws import Draws, trusted_share
+from gradalign_trainer.adapters.base.draws import Draws
+from gradalign_trainer.adapters.verl.draws import trusted_share
 from gradalign_trainer.adapters.verl.problems import batch_problem_ids, mark_problems
 from gradalign_trainer.adapters.verl.settings import VerlSettings
 

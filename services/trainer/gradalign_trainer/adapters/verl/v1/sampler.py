@@ -8,7 +8,9 @@ from typing import Any, TypeAlias
 
 from torch.utils.data import Sampler
 
-from gradalign_trainer.adapters.verl.draws import Draws, trusted_share
+from gradalign_trainer.adapters.base.draws import Draws
+from gradalign_trainer.adapters.base.order import EpochOrder
+from gradalign_trainer.adapters.verl.draws import trusted_share
 from gradalign_trainer.adapters.verl.problems import ProblemRows
 
 __all__ = ["Choose", "CurriculumSampler"]
@@ -50,27 +52,32 @@ class CurriculumSampler(Draws, Sampler[int]):
     ) -> None:
         self._rows, self._size = rows, batch_size
         self._every, self._share = refresh_every, trusted_share
-        self._seed, self._shuffle = seed, shuffle
+        self._seed, self._draws = seed, 0
         self._choose, self._missing, self._joins = choose, missing, joins
         self._pool, self._all = list(rows.pool), {**rows.pool, **rows.trusted}
+        self._order = EpochOrder(self._pool, f"verl/order/{seed}", shuffle=shuffle)
         super().__init__(sum(len(own) for own in self._all.values()))
-        self._draws = self._passed = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands, for a checkpoint of the data loader."""
-        return {"yielded": self._yielded, "draws": self._draws, "passed": self._passed, "queue": list(self._queue)}
+        return {
+            "yielded": self._yielded,
+            "draws": self._draws,
+            "passed": self._order.passed,
+            "queue": list(self._queue),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
         self._yielded, self._draws = state["yielded"], state["draws"]
-        self._passed, self._queue = state["passed"], list(state["queue"])
+        self._order.passed, self._queue = state["passed"], list(state["queue"])
 
     def _draw(self) -> list[int]:
         rng = random.Random(f"verl/{self._seed}/{self._draws}")
         trusted = self._trusted(rng)
         count = self._size - len(trusted)
         chosen = list(self._choose(self._pool, min(count, len(self._pool)), self._draws))
-        chosen += self._next(count - len(chosen), set(chosen))
+        chosen += self._order.take(count - len(chosen), chosen)
         self._draws += 1
         return [rng.choice(self._all[name]) for name in (*trusted, *chosen)]
 
@@ -79,25 +86,3 @@ class CurriculumSampler(Draws, Sampler[int]):
         if not (due and self._rows.trusted and self._joins()):
             return ()
         return trusted_share(self._rows, self._size, self._share, rng)
-
-    def _next(self, count: int, taken: set[str]) -> list[str]:
-        """The next candidates in the order of the epoch that are not taken yet; taken ones too where no others are left."""
-        found: list[str] = []
-        while len(found) < count:
-            name = self._order(self._passed // len(self._pool))[self._passed % len(self._pool)]
-            self._passed += 1
-            if name not in taken or len(taken) >= len(self._pool):
-                found.append(name)
-                taken.add(name)
-        return found
-
-    def _order(self, epoch: int) -> Sequence[str]:
-        if not self._shuffle:
-            return self._pool
-        if self._shuffled[0] != epoch:
-            order = list(self._pool)
-            random.Random(f"verl/order/{self._seed}/{epoch}").shuffle(order)
-            self._shuffled = (epoch, order)
-        return self._shuffled[1]
-
-    _shuffled: tuple[int, Sequence[str]] = (-1, ())

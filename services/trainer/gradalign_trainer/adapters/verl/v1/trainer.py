@@ -29,7 +29,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from gradalign.errors import GradAlignError
 from gradalign.wire.replies import Ranking
-from gradalign_trainer.adapters.figures import batch_figures
+from gradalign_trainer.adapters.base.figures import batch_figures
 from gradalign_trainer.adapters.verl.problems import mark_problems
 from gradalign_trainer.adapters.verl.v1.link import ScorerLink
 from gradalign_trainer.adapters.verl.v1.meter import CANDIDATES, VALIDATED, one_a_row
