@@ -71,7 +71,7 @@ class PassRateSettings:
         if not self.worst_reward < self.best_reward:
             raise SettingsError(
                 [
-                    f"worst_reward = {self.worst_reward} is not below best_reward = {self.best_reward}; expected 0 and 1, say."
+                    f"worst_reward = {self.worst_reward} is not below best_reward = {self.best_reward}; 0 and 1 are usual."
                 ]
             )
 
