@@ -44,7 +44,9 @@ def stand_in(monkeypatch, **modules):
 
 
 def recipe(name):
-    """The module of a recipe, loaded anew."""
+    """The module of a recipe; loaded once, since trainers keep what they loaded by name."""
+    if f"recipe_{name}" in sys.modules:
+        return sys.modules[f"recipe_{name}"]
     spec = importlib.util.spec_from_file_location(f"recipe_{name}", EXAMPLES / f"{name}.py")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -70,3 +72,8 @@ def run_of(url, run_id):
 def lines_of(name):
     """Lines of a recipe."""
     return len((EXAMPLES / f"{name}.py").read_text().splitlines())
+
+
+def source_here(package):
+    """Whether a package that no index has is in PYTHONPATH."""
+    return importlib.util.find_spec(package) is not None
