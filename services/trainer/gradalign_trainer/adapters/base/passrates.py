@@ -127,20 +127,24 @@ class PassRateLink(AdapterLink):
 
     @property
     def step(self) -> int:
-        """Optimizer steps behind the run, as far as it was told."""
+        """Optimizer steps behind the run, as far as it was told. It never goes back but by `load_state_dict`."""
         return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._step = max(self._step, step)
 
     def next(self, count: int, step: int | None = None) -> list[str]:
         """The problems to generate for next: `count` ids, distinct where there are as many.
 
         Args:
             count: how many.
-            step: optimizer steps behind the run; what was told last where None. It never goes back.
+            step: optimizer steps behind the run; what was told last where None.
 
         Raises:
             GradAlignError: the scorer is there, and what it holds of this run is not this run's.
         """
-        self._step = max(self._step, step or 0)
+        self.step = step or 0
         picked = self._selection(self._ids, min(count, len(self._ids)), self._step, self._draws)
         if picked is None and self.away:
             self.count_fallback(AWAY)
@@ -158,7 +162,7 @@ class PassRateLink(AdapterLink):
         Raises:
             RequestError: the scorer refuses them.
         """
-        self._step = max(self._step, step or 0)
+        self.step = step or 0
         finite = {name: [each for each in own if math.isfinite(each)] for name, own in rewards.items()}
         rates = {name: self._rate(own) for name, own in finite.items() if own}
         lost = sum(map(len, rewards.values())) - sum(map(len, finite.values()))
