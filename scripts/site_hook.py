@@ -36,6 +36,7 @@ MODULES = {
     "python/forward.md": "gradalign.forward",
     "python/trl.md": "gradalign_trainer.adapters.trl",
     "python/verl.md": "gradalign_trainer.adapters.verl",
+    "python/adapters.md": "gradalign_trainer.adapters.base",
 }
 _CODE_OR_LINK = re.compile(
     r"(?P<code>^```.*?^```$|`[^`\n]+`)|(?P<image>!?)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<target>[^()\s]+)\)",

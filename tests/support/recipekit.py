@@ -75,5 +75,8 @@ def lines_of(name):
 
 
 def source_here(package):
-    """Whether a package that no index has is in PYTHONPATH."""
-    return importlib.util.find_spec(package) is not None
+    """Whether a package is here, found and not imported; in an environment that was made for it a missing one is an error."""
+    found = importlib.util.find_spec(package) is not None
+    if not found and "GRADALIGN_TEST_ENVIRONMENT" in os.environ:
+        raise ImportError(f"{package} is not installed in the environment that is to test it")
+    return found
