@@ -1,7 +1,7 @@
 """What the recipe for OpenRLHF touches of it: its trainer where it is installed, else a stand-in.
 
 vLLM, DeepSpeed and OpenRLHF's models need a GPU build, and are stood in for in both, as are Ray's references. The stand-in
-for the trainer has the signatures of openrlhf 0.11.2 (and its main branch at 3c3be62): `PPOTrainer(pretrain, strategy, ...)`,
+for the trainer has the signatures of openrlhf 0.11.2 (and main at 3c3be62): `PPOTrainer(pretrain, strategy, ...)`,
 made remote, with `prompts_dataloader`, `samples_generator`, `fit`, `train_step(rollout_samples, global_step)`,
 `save_logs_and_checkpoints(global_step, logs_dict, client_states)` and `init_checkpoint_states()`; `SamplesGenerator` with
 `generate_samples` and `_process_response_into_experience(response)`; torchdata's `StatefulDataLoader`.

@@ -75,7 +75,7 @@ def lines_of(name):
 
 
 def source_here(package):
-    """Whether a package is here, found and not imported; in an environment that was made for it a missing one is an error."""
+    """Whether a package is here, which is not imported; in an environment made for it a missing one is an error."""
     found = importlib.util.find_spec(package) is not None
     if not found and "GRADALIGN_TEST_ENVIRONMENT" in os.environ:
         raise ImportError(f"{package} is not installed in the environment that is to test it")
