@@ -61,7 +61,9 @@ class Cost:
     passing: float
 
 
-def _cost(name: str, job: Job, ratio: float, own: tuple[float, float], refresh: tuple[float, float], **bytes_: float) -> Cost:
+def _cost(
+    name: str, job: Job, ratio: float, own: tuple[float, float], refresh: tuple[float, float], **bytes_: float
+) -> Cost:
     """Of (operations of measuring, of a plain backward) an update and a refresh."""
     measuring, plain = own[0] + refresh[0] / job.refresh, own[1] + refresh[1] / job.refresh
     return Cost(

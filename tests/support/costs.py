@@ -17,6 +17,7 @@ WIDE, NARROW = 4, 2
 BUFFER: Final = 1 << 20
 """Elements of per-problem gradients that capture holds at a time."""
 
+
 @dataclass(frozen=True)
 class Shape:
     """A decoder of gated blocks, as Llama and Qwen2 are.
@@ -79,7 +80,7 @@ class Job:
         dim: of a sketch.
     """
 
-    shape: Shape = Shape()  # noqa: RUF009
+    shape: Shape = Shape()
     gpus: int = 8
     problems: int = 64
     rollouts: int = 8
@@ -159,7 +160,7 @@ def update_flops(job: Job) -> int:
 
 
 def again_flops(job: Job) -> int:
-    """What non-reentrant checkpointing of each layer computes again: all up to the last product, whose result no one needs."""
+    """What non-reentrant checkpointing of each layer computes again: not its last product, whose result nobody needs."""
     rows, cols = job.shape.block["down"]
     last = rows * (job.lora_rank or cols)
     spared = 2 * job.problems * job.rollouts * job.tokens * job.shape.layers * last
@@ -247,7 +248,7 @@ def hashes(matrices: Sequence[tuple[int, int]]) -> int:
 
 
 def sketching(job: Job, matrices: Sequence[tuple[int, int]]) -> int:
-    """Bytes that capture takes for a while: sketches twice as wide as they end, a block, and one use's factors in float32."""
+    """Bytes that capture takes for a while: sketches of twice their width, a block, and one use's factors in float32."""
     tokens = job.at_once * job.tokens
     rows, cols = max(matrices, key=sum)
     block = min(BUFFER, job.problems * rows * cols)
