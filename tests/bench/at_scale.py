@@ -204,13 +204,12 @@ def wire_table(job: Job) -> str:
 
 def tables(job: Job) -> dict[str, str]:
     """All tables of the page, by what they are of."""
-    lora = replace(job, lora_rank=job.lora_rank or 16)
     full = replace(job, lora_rank=0)
     return {
         "All weights trained: compute": compute_table(full),
         "All weights trained: bytes, of a rank and an update": bytes_table(full),
-        f"LoRA of rank {lora.lora_rank}: compute": compute_table(lora),
-        f"LoRA of rank {lora.lora_rank}: bytes, of a rank and an update": bytes_table(lora),
+        f"LoRA of rank {job.lora_rank}: compute": compute_table(job),
+        f"LoRA of rank {job.lora_rank}: bytes, of a rank and an update": bytes_table(job),
         "Gathers": gathers_table(full),
         "Requests": wire_table(full),
     }
@@ -219,26 +218,36 @@ def tables(job: Job) -> dict[str, str]:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", nargs="+", default=[], metavar="NAME=NUMBER", help="of " + ", ".join(_names(Shape)))
-    for name in _names(Job):
-        default = getattr(Job(), name)
-        if isinstance(default, int) and not isinstance(default, bool):
-            parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--shape", nargs="+", type=_pair, default=[], metavar="NAME=NUMBER", help=f"of {_PARTS}")
     parser.add_argument("--reshard", choices=("all", "layers", "none"), default="all")
+    for field in fields(Job):
+        if type(field.default) is int:
+            default = field.default or _LORA_RANK
+            parser.add_argument(f"--{field.name.replace('_', '-')}", type=_count, default=default)
     given = vars(parser.parse_args())
-    pairs = (pair.partition("=") for pair in given.pop("shape"))
-    try:
-        shape = Shape(**{name: int(value) for name, _, value in pairs})
-    except (TypeError, ValueError) as error:
-        parser.error(f"--shape: {error}; expected pairs such as layers=28, of {', '.join(_names(Shape))}.")
-    job = Job(shape, **given)
-    print(f"{shape.parameters:,} parameters, {replace(job, lora_rank=job.lora_rank or 16).lora:,} of LoRA")
+    job = Job(Shape(**dict(given.pop("shape"))), **given)
+    print(f"{job.shape.parameters:,} parameters, {job.lora:,} of LoRA")
     for title, text in tables(job).items():
         print(f"\n{title}\n\n{text}")
 
 
-def _names(kind: type[Shape] | type[Job]) -> list[str]:
-    return [field.name for field in fields(kind) if field.name != "shape"]
+_LORA_RANK: Final = 16
+_PARTS: Final = ", ".join(field.name for field in fields(Shape))
+
+
+def _count(text: str, least: int = 1) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; expected a whole number of at least {least}")
+    return int(text)
+
+
+def _pair(text: str) -> tuple[str, int]:
+    name, between, value = text.partition("=")
+    if not between:
+        raise argparse.ArgumentTypeError(f"{text!r} is no pair; expected NAME=NUMBER, such as layers=28")
+    if name not in _PARTS.split(", "):
+        raise argparse.ArgumentTypeError(f"{name!r} is no part of a shape; expected one of {_PARTS}")
+    return name, _count(value, 0 if name in ("bias", "tied") else 1)
 
 
 if __name__ == "__main__":

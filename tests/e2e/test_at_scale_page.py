@@ -1,4 +1,4 @@
-"""docs/at-scale.md: its tables are those that its command prints, and the ratios are those of the pages that measured them."""
+"""docs/at-scale.md: tables are those that its command prints, ratios those of the pages that measured them."""
 
 import re
 import shlex
@@ -51,12 +51,20 @@ def test_the_ratios_are_those_that_were_measured():
     assert re.findall(r": ([\d. /]+)", line.partition("{")[2]) == [str(value) for value in told]
 
 
-@pytest.mark.parametrize("pair", ["layers", "depth=3", "layers=many"])
-def test_a_shape_that_cannot_be_read_is_named(pair):
-    done = ran("--shape", pair)
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--shape", "layers"], "argument --shape: 'layers' is no pair; expected NAME=NUMBER, such as layers=28"),
+        (["--shape", "depth=3"], "'depth' is no part of a shape; expected one of layers, hidden,"),
+        (["--shape", "layers=many"], "'many' is no count; expected a whole number of at least 1"),
+        (["--gpus", "0"], "argument --gpus: '0' is no count; expected a whole number of at least 1"),
+    ],
+)
+def test_what_cannot_be_read_is_named(options, told):
+    done = ran(*options)
     assert done.returncode == 2
-    assert "--shape" in done.stderr
-    assert "expected pairs such as layers=28" in done.stderr
+    assert told in done.stderr
+    assert done.stdout == ""
 
 
 def test_another_cluster_gives_other_figures():

@@ -75,7 +75,7 @@ def test_products(job, method):
     assert flops(products_of(method, job, model_of(job))) == pytest.approx(wanted, rel=within)
 
 
-@pytest.mark.parametrize("job", [replace(JOB, tokens=24, at_once=1), replace(LORA, at_once=1)])
+@pytest.mark.parametrize("job", [replace(JOB, problems=1, at_once=1), replace(LORA, problems=1, at_once=1)])
 def test_memory_of_products_is_a_copy_of_what_is_trained(job):
     model = model_of(job)
     products = products_of("central", job, model)
