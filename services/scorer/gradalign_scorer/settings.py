@@ -8,20 +8,18 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gradalign import GradAlignError
 from gradalign_scorer.hosts import is_loopback
+from gradalign_scorer.storeurl import StoreURL
 
-__all__ = ["QUOTING", "Settings", "SettingsError", "load_settings"]
+__all__ = ["Settings", "SettingsError", "load_settings"]
 
 PREFIX = "GRADALIGN_"
 MIB = 1 << 20
-_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
-QUOTING = "In a password write % # / ? [ ] as %25 %23 %2F %3F %5B %5D; all other ASCII characters stand as they are."
 _KEY = re.compile(r"[!-~]{1,512}")
 _HIDDEN = ("api_key", "redis_url")  # messages do not quote them: a URL may hold a password
 
@@ -125,11 +123,7 @@ class Settings(BaseSettings):
     def _check_redis_url(cls, value: Any) -> Any:
         if value in (None, ""):
             return None
-        if not (isinstance(value, str) and value.startswith(_REDIS_SCHEMES) and _has_place(value)):
-            raise ValueError(
-                f"expected a URL that begins with {', '.join(_REDIS_SCHEMES)}, as in redis://user:password@host:6379/0 "
-                f"or unix:///path/to.sock. {QUOTING.rstrip('.')}"
-            )
+        StoreURL.parse(str(value))
         return value
 
     @model_validator(mode="after")
@@ -161,18 +155,6 @@ class Settings(BaseSettings):
     def keys_travel_in_clear(self) -> bool:
         """Whether other machines send their keys without TLS."""
         return bool(self.api_key or self.api_key_file) and self.tls_cert is None and not is_loopback(self.host)
-
-
-def _has_place(url: str) -> bool:
-    """Whether a Redis URL can be taken apart into a place and, where it has one, the number of a database."""
-    try:
-        parts = urlsplit(url)
-        if parts.fragment or "@" in parts.query:  # of a password with a bare '#' or '?'
-            return False
-        database = parts.path.strip("/")
-        return bool(parts.path) if parts.scheme == "unix" else parts.port != 0 and (not database or database.isdigit())
-    except ValueError:
-        return False
 
 
 def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:

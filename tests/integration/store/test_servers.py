@@ -10,8 +10,8 @@ from rawhttp import wait_until
 from servers import redis_6, server
 
 from gradalign import Client, Unavailable
-from gradalign_scorer.settings import QUOTING
-from gradalign_scorer.store.serverstate import ACL_RULES, ACL_USER
+from gradalign_scorer.store.server.serverstate import ACL_RULES, ACL_USER
+from gradalign_scorer.storeurl import QUOTING
 
 NEEDED = set("%#/?[]")
 

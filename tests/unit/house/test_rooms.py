@@ -92,11 +92,13 @@ MAY_IMPORT = {
         "gradalign_scorer.ranking",
         "gradalign_scorer.store.embedded",
         "gradalign_scorer.store.records",
+        "gradalign_scorer.store.server",
     },
     "gradalign_scorer.store.embedded": set(),
     "gradalign_scorer.store.records": {
         "gradalign_scorer.ranking",
     },
+    "gradalign_scorer.store.server": set(),
     "gradalign_scorer.telemetry": {
         "gradalign_scorer.http",
         "gradalign_scorer.store",

@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 import msgpack
-import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.exceptions import AuthenticationError, BusyLoadingError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import NoScriptError
 
 from gradalign import Unavailable
-from gradalign_scorer.settings import QUOTING
-from gradalign_scorer.store.serverstate import ACL_USER, OLD_SERVER, server_state
+from gradalign_scorer.store.keys import RUNS
+from gradalign_scorer.store.server.clients import (
+    CONNECT_SECONDS,
+    MAX_CONNECTIONS,
+    close_client,
+    load_script,
+    store_client,
+)
+from gradalign_scorer.store.server.failures import store_errors
+from gradalign_scorer.store.server.serverstate import store_state
+from gradalign_scorer.storeurl import StoreURL
 
 __all__ = ["PART", "REPLY_SECONDS", "Connection", "Tally"]
 
-CONNECT_SECONDS = 2.0
 REPLY_SECONDS = 10.0
 PART = 10_000
 """Fields of one reply, between which the server does other things."""
-MAX_CONNECTIONS = 64
 _RETRIES = 3
 _FAULT_SECONDS = 10.0
 """What somebody has to mend is not mended sooner."""
@@ -89,18 +95,29 @@ class _CountedRetry(Retry):
         return await super().call_with_retry(told, *arguments, **settings)
 
 
+@dataclass(frozen=True)
+class _Script:
+    source: str
+    sha: str
+
+    @classmethod
+    def of(cls, source: str) -> _Script:
+        return cls(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
 class Connection:
-    """A pooled connection to a Redis-protocol server of version 7 or later.
+    """A pooled connection to Redis-protocol servers of version 7 or later: one, a cluster, or the primary of Sentinels.
 
     Reads and idempotent scripts are tried again when a connection breaks; others never are, because a lost reply does
-    not say whether the script ran. (The library's default tries everything ten times again.) A deadline bounds all
-    tries together, so a server that hangs costs about one `reply_seconds`.
+    not say whether the script ran. (The library's default tries everything ten times again.) Where a cluster's node
+    says that a key has moved, nothing ran there, and the library asks the node that has it. A deadline bounds all tries
+    together, so a server that hangs costs about one `reply_seconds`.
 
     Attributes:
         tally: of what went wrong.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://`.
+        url: `redis://`, `rediss://`, `unix://`, or one of several hosts (`StoreURL`).
         reply_seconds: longest wait for a reply, and for a free connection.
     """
 
@@ -113,17 +130,24 @@ class Connection:
 
         backoff = ExponentialBackoff(cap=0.5, base=0.05)
         patient = _CountedRetry(retried, backoff, _RETRIES, supported_errors=(RedisConnectionError,))
-        self.client = _client(url, patient, reply_seconds)
-        self._once = _client(url, Retry(NoBackoff(), 0), reply_seconds)
-        self._scripts = {name: self.client.register_script(source) for name, source in _sources().items()}
+        place = StoreURL.parse(url)
+        self.client = store_client(place, patient, reply_seconds)
+        self._once = store_client(place, Retry(NoBackoff(), 0), reply_seconds)
+        # One server's pool waits for a free connection by itself.
+        self._free = nullcontext() if place.kind == "single" else asyncio.Semaphore(MAX_CONNECTIONS)
+        self._scripts = {name: _Script.of(source) for name, source in _sources().items()}
         self._loaded = False
 
     async def run(self, name: str, keys: Sequence[str], arguments: Sequence[Any], *, repeatable: bool) -> list[Any]:
         """Run a script; its reply is a list whose first element is a status word."""
+        script = self._scripts[name]
         async with self.guarded():
             client = self.client if repeatable else self._once
-            reply: list[Any] = await self._scripts[name](keys=keys, args=arguments, client=client)
-            return reply
+            try:
+                return await client.evalsha(script.sha, len(keys), *keys, *arguments)
+            except NoScriptError:  # of a server that was started again, or has just become the primary: nothing ran
+                await load_script(client, script.source, keys[0])
+                return await client.evalsha(script.sha, len(keys), *keys, *arguments)
 
     async def fields(self, key: str, names: Sequence[str]) -> list[bytes | None]:
         """Fields of a hash, in parts, between which other requests are served; None for those that it has not."""
@@ -149,8 +173,8 @@ class Connection:
             most: a nearer deadline, in seconds.
         """
         try:
-            with _store_errors():
-                async with asyncio.timeout(min(self._seconds, most)):
+            with store_errors():
+                async with asyncio.timeout(min(self._seconds, most)), self._free:
                     yield
         except Unavailable:
             self.tally.failures += 1
@@ -166,100 +190,14 @@ class Connection:
             Unavailable: it does not answer, or cannot hold the store, and why.
         """
         async with self.guarded(seconds):
-            state = await server_state(self.client)
+            scripts = [] if self._loaded else [script.source for script in self._scripts.values()]
+            state = await store_state(self.client, scripts, RUNS)
             if state.fault is not None:
                 raise Unavailable(state.fault, retry_after=_FAULT_SECONDS)
-            if not self._loaded:
-                for script in self._scripts.values():
-                    await self.client.script_load(script.script)
-                self._loaded = True
-            await self.client.ping()
+            self._loaded = True
         return state.warnings
 
     async def close(self) -> None:
         """Close both pools."""
-        await self.client.aclose()
-        await self._once.aclose()
-
-
-def _client(url: str, retry: Retry, reply_seconds: float) -> Any:
-    pool = redis.BlockingConnectionPool.from_url(
-        url,
-        retry=retry,
-        max_connections=MAX_CONNECTIONS,
-        timeout=reply_seconds,
-        socket_connect_timeout=CONNECT_SECONDS,
-        socket_timeout=reply_seconds,
-        protocol=2,  # under 3 the pool hands out connections that the server has closed
-    )
-    return redis.Redis.from_pool(pool)
-
-
-@contextmanager
-def _store_errors() -> Iterator[None]:
-    """Turn the store's failures into Unavailable, with what to do about them."""
-    try:
-        yield
-    except BusyLoadingError as error:
-        raise Unavailable("the store is loading its data from disk; retry.", retry_after=2.0) from error
-    except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-        raise Unavailable(_absence(error), retry_after=1.0) from error
-    except ResponseError as error:
-        raise Unavailable(f"the store refused the command: {error}. {_advice(error)}", retry_after=2.0) from error
-    except RedisError as error:
-        raise Unavailable(f"the store failed ({type(error).__name__}: {error}).", retry_after=2.0) from error
-
-
-def _absence(error: Exception) -> str:
-    words = str(error)
-    if _LOGIN_UNASKED in words:
-        return f"the store asks for no password ({error}); leave it out of GRADALIGN_REDIS_URL."
-    # A refused login on a fresh connection comes as a plain ConnectionError with the server's words.
-    if isinstance(error, AuthenticationError) or any(each in words for each in _LOGIN_REFUSED):
-        return (
-            f"the store refuses the scorer ({error}); give user and password in GRADALIGN_REDIS_URL, as in "
-            f"redis://user:password@host:6379/0. {QUOTING}"
-        )
-    for each, advice in _LOGIN_ADVICE.items():
-        if each in words:
-            return f"the store refuses the scorer ({error}). {advice}"
-    return (
-        f"the store does not answer ({type(error).__name__}: {error}). Nothing is lost that was acknowledged; retry, and "
-        "check GRADALIGN_REDIS_URL and the server behind it."
-    )
-
-
-_LOGIN_REFUSED = ("Authentication required", "username-password pair")
-_LOGIN_UNASKED = "called without any password configured"
-_NOT_SINGLE = "It is a Redis Cluster, where a run lives on one node: point GRADALIGN_REDIS_URL at a single server."
-_NOT_ALLOWED = f"Let its user do what the store needs, as by `{ACL_USER}`."
-_LOGIN_ADVICE = {
-    "protected mode": "Give it a password, or let it listen on an address that this machine alone reaches.",
-    "invalid DB index": "It has fewer databases: end GRADALIGN_REDIS_URL in /0.",
-    "DB index is out of range": "It has fewer databases: end GRADALIGN_REDIS_URL in /0.",
-    "max number of clients": "Raise its maxclients, or close other clients.",
-    "no permissions": _NOT_ALLOWED,
-}
-_ADVICE = {
-    "OOM": "It is full: raise its maxmemory, or DELETE runs that are over.",
-    "MISCONF": "It cannot persist to disk: free space on its volume.",
-    "READONLY": "It is a read-only replica: point GRADALIGN_REDIS_URL at the primary.",
-    "MASTERDOWN": "It is a replica that lost its primary: point GRADALIGN_REDIS_URL at the primary.",
-    "NOREPLICAS": "It has fewer replicas than its min-replicas-to-write: bring them back, or lower that.",
-    "MOVED": _NOT_SINGLE,
-    "ASK": _NOT_SINGLE,
-    "CROSSSLOT": _NOT_SINGLE,
-    "CLUSTERDOWN": "It is in cluster mode and serves no key: GET /readyz says what to do.",
-    "NOPERM": _NOT_ALLOWED,
-    "BUSY": "A script of another of its clients has run for too long: end it by SCRIPT KILL.",
-    "WRONGTYPE": "Another program wrote a key that begins with gradalign:, so give the scorer a server of its own.",
-}
-
-
-def _advice(error: ResponseError) -> str:
-    if any(words in str(error) for words in ("compiling script", "unknown command", "unknown subcommand")):
-        return OLD_SERVER
-    if "no permissions" in str(error):  # within a script it has another code
-        return _NOT_ALLOWED
-    code = getattr(error, "status_code", None) or str(error).split(" ")[0]
-    return _ADVICE.get(code, "Nothing of this request was stored; retry.")
+        await close_client(self.client)
+        await close_client(self._once)

@@ -63,7 +63,7 @@ class RunStore:
         """A store behind a URL; nothing is sent yet.
 
         Args:
-            url: `redis://`, `rediss://` or `unix://`.
+            url: `redis://`, `rediss://`, `unix://`, or one of several hosts (`StoreURL`).
             reply_seconds: longest wait for the server's reply.
             reply_ttl: seconds for which the reply to a request id is kept.
         """
