@@ -46,10 +46,14 @@ class Node:
         self.plain = redis.Redis(port=port, password=password, socket_timeout=30, retry=Retry(NoBackoff(), 0))
         self.start()
 
-    def start(self) -> None:
-        """Start it, or start it again."""
+    def start(self, *more: str) -> None:
+        """Start it, or start it again.
+
+        Args:
+            more: arguments behind those that it always has.
+        """
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(self._command, stdout=log, stderr=log, cwd=self.folder)
+            self.process = subprocess.Popen([*self._command, *more], stdout=log, stderr=log, cwd=self.folder)
         until(self._answers)
 
     def _answers(self) -> bool:
@@ -60,6 +64,21 @@ class Node:
             return False
         except redis.ResponseError:
             return True
+
+    def _replication(self) -> dict[str, object]:
+        """What it says of its role; nothing while it is dead, or where it hung up, as one does whose role changes."""
+        try:
+            return self.plain.info("replication") if self.process.poll() is None else {}
+        except redis.ConnectionError:
+            return {}
+
+    def is_primary(self) -> bool:
+        """Whether it takes itself for a primary."""
+        return self._replication().get("role") == "master"
+
+    def follows(self) -> bool:
+        """Whether it is a replica that has all its primary had."""
+        return self._replication().get("master_link_status") == "up"
 
     def kill(self) -> None:
         """End it at once, as a machine that fails does."""
@@ -128,8 +147,13 @@ class Cluster:
 
     def _serves(self, node: Node) -> bool:
         state = node.plain.execute_command("CLUSTER INFO")
-        replicating = node.plain.info("replication").get("master_link_status", "up") == "up"
-        return state["cluster_state"] == "ok" and int(state["cluster_size"]) == self.primaries and replicating
+        whole = state["cluster_state"] == "ok" and int(state["cluster_size"]) == self.primaries
+        return whole and (node.is_primary() or node.follows())
+
+    def whole(self) -> bool:
+        """Whether every slot has a primary that runs, and every other node follows one."""
+        primaries = [node for node in self.nodes if node.is_primary()]
+        return len(primaries) == self.primaries and all(node in primaries or node.follows() for node in self.nodes)
 
     def node_of(self, key: str) -> int:
         """Which of the first primaries has a key."""
@@ -168,6 +192,11 @@ class Sentinels:
         self.servers, self.sentinels = servers, sentinels
         self.url = f"redis+sentinel://{','.join(each.place for each in sentinels)}/store/0"
 
+    def whole(self) -> bool:
+        """Whether one of the two is the primary, the other follows it, and every Sentinel sees both."""
+        roles = [(server.is_primary(), server.follows()) for server in self.servers]
+        return sorted(roles) == [(False, True), (True, False)] and all(_ready(each) for each in self.sentinels)
+
     def primary(self) -> Node:
         """The one that the first Sentinel names."""
         _, port = self.sentinels[0].plain.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", "store")
@@ -194,7 +223,7 @@ def sentinels(
             own |= {"replicaof": f"127.0.0.1 {ports[0]}"} if number else {}
             servers.append(Node(folder / f"server{number}", ports[number], **own))
             stack.callback(servers[-1].end)
-        until(lambda: servers[1].plain.info("replication")["master_link_status"] == "up")
+        until(servers[1].follows)
         watching = []
         for number in range(3):
             file = folder / f"sentinel{number}.conf"
@@ -212,4 +241,6 @@ def sentinels(
 
 def _ready(sentinel: Node) -> bool:
     state = sentinel.plain.sentinel_masters()["store"]
-    return state["num-slaves"] == 1 and state["num-other-sentinels"] == 2
+    replicas = sentinel.plain.sentinel_slaves("store")
+    followed = [each for each in replicas if each["master-link-status"] == "ok" and not each["is_sdown"]]
+    return len(followed) == 1 and state["num-other-sentinels"] == 2 and not state["is_sdown"]

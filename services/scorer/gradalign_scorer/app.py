@@ -50,7 +50,7 @@ from gradalign_scorer.service.events import Streams
 from gradalign_scorer.service.requests import Service
 from gradalign_scorer.service.validations import ValidationCache
 from gradalign_scorer.settings import Settings, SettingsError
-from gradalign_scorer.store import RunStore
+from gradalign_scorer.store import RunStore, Wait
 from gradalign_scorer.telemetry.metrics import Metrics, RequestCounter
 from gradalign_scorer.telemetry.run_metrics import RunFigures
 
@@ -110,7 +110,8 @@ def create_app(settings: Settings) -> FastAPI:
 
 def _context(settings: Settings, redis_url: str) -> Context:
     engine = Engine(pick_device(settings.device), settings.queue_size, stuck_seconds=settings.stuck_seconds)
-    store = RunStore.connect(redis_url)
+    replicas = settings.redis_wait_replicas
+    store = RunStore.connect(redis_url, wait=Wait(replicas, settings.redis_wait_seconds) if replicas else None)
     admission, metrics = Admission(settings.max_requests, settings.max_admitted_bytes), Metrics()
     figures = RunFigures(store, settings.metrics_runs)
     return Context(

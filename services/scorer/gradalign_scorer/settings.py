@@ -45,6 +45,8 @@ class Settings(BaseSettings):
         port: to listen on; 0 takes a free one.
         uds: also listen on this Unix socket, which only this user can reach.
         redis_url: store to use; None starts an embedded one.
+        redis_wait_replicas: replicas of the store that must have a write before its reply is sent; 0 waits for none.
+        redis_wait_seconds: longest wait for them; then the reply is a 503, and the write stands.
         data_dir: where the embedded store keeps its data; to be given where the user has no home.
         device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda` or `cuda:N`.
         api_key: accepted keys, separated by commas in the environment; they may do everything.
@@ -79,6 +81,8 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     uds: Path | None = None
     redis_url: str | None = Field(default=None, repr=False)
+    redis_wait_replicas: int = Field(default=0, ge=0, le=100)
+    redis_wait_seconds: float = Field(default=1.0, gt=0, le=8.0, allow_inf_nan=False)
     data_dir: Path | None = Field(default_factory=_default_data_dir)
     device: str = "auto"
     api_key: Annotated[tuple[SecretStr, ...], NoDecode] = ()
@@ -139,6 +143,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"GRADALIGN_TLS_{there} (--tls-{there.lower()}) is set and GRADALIGN_TLS_{absent} "
                 f"(--tls-{absent.lower()}) is not; give both for TLS, or neither"
+            )
+        if self.redis_wait_replicas and self.redis_url is None:
+            raise ValueError(
+                f"GRADALIGN_REDIS_WAIT_REPLICAS (--redis-wait-replicas) is {self.redis_wait_replicas}, and the embedded "
+                "store has no replicas; give a server that has as GRADALIGN_REDIS_URL (--redis-url), or leave it 0"
             )
         if self.max_admitted_bytes < self.max_body_bytes:
             raise ValueError(

@@ -6,7 +6,7 @@
     redis+sentinel://user:password@host1:26379,host2:26379/service/0?sentinel_password=...
 
 One server's URL is redis-py's own, which reads it. redis-py has none for the other two, so they are its URL with several
-hosts, and with the name of the service before the number of the database, as most Python libraries write them.
+hosts, and with the name of the service before the number of the database, as other Python libraries write them.
 """
 
 from __future__ import annotations

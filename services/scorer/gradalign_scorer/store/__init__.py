@@ -20,6 +20,7 @@ from gradalign_scorer.store.refusals import (
     stale_policy,
 )
 from gradalign_scorer.store.runs import RunStore
+from gradalign_scorer.store.server.waiting import Wait
 
 __all__ = [
     "Commit",
@@ -34,6 +35,7 @@ __all__ = [
     "ValidationGoneError",
     "ValidationRecord",
     "VersionTakenError",
+    "Wait",
     "alignment_kind_mismatch",
     "features_mismatch",
     "fenced",

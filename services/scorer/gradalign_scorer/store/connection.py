@@ -28,6 +28,7 @@ from gradalign_scorer.store.server.clients import (
 )
 from gradalign_scorer.store.server.failures import store_errors
 from gradalign_scorer.store.server.serverstate import store_state
+from gradalign_scorer.store.server.waiting import Wait
 from gradalign_scorer.storeurl import StoreURL
 
 __all__ = ["PART", "REPLY_SECONDS", "Connection", "Tally"]
@@ -119,9 +120,10 @@ class Connection:
     Args:
         url: `redis://`, `rediss://`, `unix://`, or one of several hosts (`StoreURL`).
         reply_seconds: longest wait for a reply, and for a free connection.
+        wait: for replicas, before a write counts as acknowledged; None for none.
     """
 
-    def __init__(self, url: str, *, reply_seconds: float = REPLY_SECONDS) -> None:
+    def __init__(self, url: str, *, reply_seconds: float = REPLY_SECONDS, wait: Wait | None = None) -> None:
         self._seconds = reply_seconds + CONNECT_SECONDS
         self.tally = tally = Tally()
 
@@ -137,17 +139,40 @@ class Connection:
         self._free = nullcontext() if place.kind == "single" else asyncio.Semaphore(MAX_CONNECTIONS)
         self._scripts = {name: _Script.of(source) for name, source in _sources().items()}
         self._loaded = False
+        self._wait, self._several = wait, place.kind == "cluster"
 
-    async def run(self, name: str, keys: Sequence[str], arguments: Sequence[Any], *, repeatable: bool) -> list[Any]:
-        """Run a script; its reply is a list whose first element is a status word."""
-        script = self._scripts[name]
+    async def run(
+        self, name: str, keys: Sequence[str], arguments: Sequence[Any], *, repeatable: bool, confirmed: bool = False
+    ) -> list[Any]:
+        """Run a script; its reply is a list whose first element is a status word.
+
+        Args:
+            name: of the script.
+            keys: that it touches, all of one run.
+            arguments: of the script.
+            repeatable: whether running it twice is as good as once.
+            confirmed: whether its reply acknowledges a write, and so waits for replicas where they are asked for.
+        """
+        script, wait = self._scripts[name], self._wait if confirmed else None
         async with self.guarded():
-            client = self.client if repeatable else self._once
+            client = self.client if repeatable and not (wait and self._several) else self._once
+
+            async def once() -> list[Any]:
+                if wait is not None:
+                    return await wait.run(client, script.sha, keys, arguments)
+                reply: list[Any] = await client.evalsha(script.sha, len(keys), *keys, *arguments)
+                return reply
+
             try:
-                return await client.evalsha(script.sha, len(keys), *keys, *arguments)
+                return await once()
             except NoScriptError:  # of a server that was started again, or has just become the primary: nothing ran
                 await load_script(client, script.source, keys[0])
-                return await client.evalsha(script.sha, len(keys), *keys, *arguments)
+                return await once()
+
+    @property
+    def waits(self) -> bool:
+        """Whether writes wait for replicas."""
+        return self._wait is not None
 
     async def fields(self, key: str, names: Sequence[str]) -> list[bytes | None]:
         """Fields of a hash, in parts, between which other requests are served; None for those that it has not."""
@@ -163,7 +188,7 @@ class Connection:
     ) -> list[Any]:
         """Run a guarded script with its request map; one with a request id is safe to try again."""
         packed = msgpack.packb(request, use_bin_type=False)  # the Lua library knows no bin type
-        return await self.run(name, keys, [packed, *arguments], repeatable=bool(request["request_id"]))
+        return await self.run(name, keys, [packed, *arguments], repeatable=bool(request["request_id"]), confirmed=True)
 
     @asynccontextmanager
     async def guarded(self, most: float = math.inf) -> AsyncIterator[None]:
@@ -191,7 +216,8 @@ class Connection:
         """
         async with self.guarded(seconds):
             scripts = [] if self._loaded else [script.source for script in self._scripts.values()]
-            state = await store_state(self.client, scripts, RUNS)
+            replicas = self._wait.replicas if self._wait else 0
+            state = await store_state(self.client, scripts, RUNS, replicas)
             if state.fault is not None:
                 raise Unavailable(state.fault, retry_after=_FAULT_SECONDS)
             self._loaded = True

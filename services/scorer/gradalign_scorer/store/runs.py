@@ -28,6 +28,7 @@ from gradalign_scorer.store.refusals import (
     request_id_reused,
     run_not_found,
 )
+from gradalign_scorer.store.server.waiting import Wait
 from gradalign_scorer.store.snapshots import copy_run, delete_run
 from gradalign_scorer.store.sorting import Sorting
 
@@ -59,15 +60,18 @@ class RunStore:
         self._reply_ttl = reply_ttl
 
     @classmethod
-    def connect(cls, url: str, *, reply_seconds: float = REPLY_SECONDS, reply_ttl: int = REPLY_TTL) -> Self:
+    def connect(
+        cls, url: str, *, reply_seconds: float = REPLY_SECONDS, reply_ttl: int = REPLY_TTL, wait: Wait | None = None
+    ) -> Self:
         """A store behind a URL; nothing is sent yet.
 
         Args:
             url: `redis://`, `rediss://`, `unix://`, or one of several hosts (`StoreURL`).
             reply_seconds: longest wait for the server's reply.
             reply_ttl: seconds for which the reply to a request id is kept.
+            wait: for replicas, before a write counts as acknowledged; None for none.
         """
-        return cls(Connection(url, reply_seconds=reply_seconds), reply_ttl=reply_ttl)
+        return cls(Connection(url, reply_seconds=reply_seconds, wait=wait), reply_ttl=reply_ttl)
 
     @property
     def tally(self) -> Tally:
@@ -125,6 +129,10 @@ class RunStore:
         keys = RunKeys(run.run_id)
         names = [keys.meta, keys.reply(request_id)]
         status, *details = await self._connection.run("stored_reply", names, [digest], repeatable=True)
+        if status == b"stored" and self._connection.waits:
+            status, *details = await self._connection.run(
+                "stored_reply", names, [digest], repeatable=True, confirmed=True
+            )
         if status == b"request_id_reused":
             raise request_id_reused(request_id)
         return details[0] if status == b"stored" else None

@@ -50,7 +50,7 @@ async def copy_run(
     event = json.dumps(dataclasses.asdict(record))
     arguments = [action, name, now, -1 if epoch is None else epoch, event, keep_rounds, reply_ttl]
     # Copying the same state twice is copying it once.
-    status, *details = await connection.run("snapshot", names, arguments, repeatable=True)
+    status, *details = await connection.run("snapshot", names, arguments, repeatable=True, confirmed=True)
     _raise_unless_ok(status, details, run_id, epoch, name)
 
 

@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from redis.asyncio.sentinel import MasterNotFoundError
-from redis.exceptions import AuthenticationError, BusyLoadingError, RedisClusterException, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ClusterError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -41,6 +48,10 @@ def _unavailable(error: Exception) -> Unavailable:
         return Unavailable(_absence(error), retry_after=1.0)
     if isinstance(error, ResponseError):
         return Unavailable(f"the store refused the command: {error}. {_advice(error)}", retry_after=2.0)
+    if isinstance(error, ClusterError):
+        return Unavailable(
+            "the run's slot is moving between nodes of the cluster, and nothing ran: retry.", retry_after=1.0
+        )
     return Unavailable(f"the store failed ({type(error).__name__}: {error}).", retry_after=2.0)
 
 

@@ -43,20 +43,21 @@ class ServerState:
     cluster: bool = False
 
 
-async def store_state(client: Any, scripts: Sequence[str], names: str) -> ServerState:
+async def store_state(client: Any, scripts: Sequence[str], names: str, replicas: int) -> ServerState:
     """The state of the server behind a connection, or of all primaries of a cluster.
 
     Args:
         client: of redis-py.
         scripts: to load where nothing stands against it, which shows whether they may be.
         names: key that is written with every run.
+        replicas: that each write waits for.
 
     Raises:
         RedisError, RedisClusterException, OSError: no server answers, or one refuses a script.
     """
     if isinstance(client, RedisCluster):
-        return await _cluster_state(client, scripts, names)
-    state = await _server_state(client.info)
+        return await _cluster_state(client, scripts, names, replicas)
+    state = await _server_state(client.info, replicas)
     if state.fault is None and state.cluster:
         state = replace(state, fault=await _slots_fault(client))
     if state.fault is None:
@@ -66,7 +67,7 @@ async def store_state(client: Any, scripts: Sequence[str], names: str) -> Server
     return state
 
 
-async def _server_state(info_of: Callable[[], Awaitable[Mapping[str, Any]]]) -> ServerState:
+async def _server_state(info_of: Callable[[], Awaitable[Mapping[str, Any]]], replicas: int) -> ServerState:
     """The state by one INFO; a server that keeps that from us is taken as able."""
     try:
         info = await info_of()
@@ -75,15 +76,16 @@ async def _server_state(info_of: Callable[[], Awaitable[Mapping[str, Any]]]) -> 
             None,
             (f"whether the store is new enough and evicts nothing cannot be seen ({error}): let its user run INFO.",),
         )
-    return ServerState(_too_old(info) or _read_only(info), _warnings(info), bool(info.get("cluster_enabled")))
+    return ServerState(_too_old(info) or _read_only(info), _warnings(info, replicas), bool(info.get("cluster_enabled")))
 
 
-async def _cluster_state(client: RedisCluster, scripts: Sequence[str], names: str) -> ServerState:
+async def _cluster_state(client: RedisCluster, scripts: Sequence[str], names: str, replicas: int) -> ServerState:
     """What the primaries say together. One that is away is a warning: the runs on the others are served."""
     await client.initialize()
+    await client.nodes_manager.initialize()  # look again: one that has become a replica still answers
     primaries = client.get_primaries()
     states = await asyncio.gather(
-        *(_primary_state(client, node, scripts) for node in primaries), return_exceptions=True
+        *(_primary_state(client, node, scripts, replicas) for node in primaries), return_exceptions=True
     )
     found = [state for state in states if isinstance(state, ServerState)]
     errors = [state for state in states if isinstance(state, BaseException)]
@@ -101,9 +103,9 @@ async def _cluster_state(client: RedisCluster, scripts: Sequence[str], names: st
     return ServerState(fault, tuple(dict.fromkeys(warnings)), cluster=True)
 
 
-async def _primary_state(client: RedisCluster, node: ClusterNode, scripts: Sequence[str]) -> ServerState:
+async def _primary_state(client: RedisCluster, node: ClusterNode, scripts: Sequence[str], replicas: int) -> ServerState:
     async with asyncio.timeout(_NODE_SECONDS):
-        state = await _server_state(lambda: client.execute_command("INFO", target_nodes=node))
+        state = await _server_state(lambda: client.execute_command("INFO", target_nodes=node), replicas)
         found: Mapping[str, str] = await client.execute_command("CLUSTER INFO", target_nodes=node)
         fault = state.fault or _DOWN.get(found.get("cluster_state", "ok"))
         if fault is None:
@@ -146,11 +148,18 @@ async def _slots_fault(client: Any) -> str | None:
     return _DOWN.get(found.get("cluster_state", "ok"))
 
 
-def _warnings(info: Mapping[str, Any]) -> tuple[str, ...]:
-    policy = str(info.get("maxmemory_policy", "noeviction"))
-    if policy == "noeviction":
-        return ()
-    return (
-        f"the store's maxmemory-policy is {policy}: once it is full it takes problems, runs or stored replies away without "
-        "a word. Set it to noeviction (`redis-cli CONFIG SET maxmemory-policy noeviction`, and in its configuration).",
-    )
+def _warnings(info: Mapping[str, Any], replicas: int) -> tuple[str, ...]:
+    policy, found = str(info.get("maxmemory_policy", "noeviction")), int(info.get("connected_slaves", replicas))
+    warnings = []
+    if policy != "noeviction":
+        warnings.append(
+            f"the store's maxmemory-policy is {policy}: once it is full it takes problems, runs or stored replies away "
+            "without a word. Set it to noeviction (`redis-cli CONFIG SET maxmemory-policy noeviction`, and in its "
+            "configuration)."
+        )
+    if found < replicas:
+        warnings.append(
+            f"the store has {found} replicas, fewer than GRADALIGN_REDIS_WAIT_REPLICAS, {replicas}: writes get 503 until "
+            "they are back. Bring them back, or lower it."
+        )
+    return tuple(warnings)
