@@ -1,4 +1,4 @@
-"""Short forms of the long runs: kills at random moments under load, and wrong requests of every kind."""
+"""Short forms of the long runs: kills and failovers at random moments under load, and wrong requests of every kind."""
 
 import os
 import subprocess
@@ -29,6 +29,15 @@ def run(script, *flags):
 def test_kills_at_random_moments_lose_nothing_and_double_nothing():
     """`python tests/bench/chaos.py --kills 200` is the long form."""
     assert "; 0 faults" in run("chaos.py", "--kills", "6", "--trainers", "2", "--seed", "5")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("store", ["cluster", "sentinels"])
+def test_primaries_killed_under_load_double_nothing_and_lose_nothing_that_waited_for_a_replica(store):
+    """`python tests/bench/failover.py --store cluster --kills 20` is a long form."""
+    said = run("failover.py", "--store", store, "--kills", "2", "--runs", "3", "--wait", "1")
+    assert "0 lost, 0 doubled" in said
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,6 +32,22 @@ def store_errors() -> Iterator[None]:
         yield
     except (RedisError, RedisClusterException, OSError) as error:
         raise _unavailable(_cause(error)) from error
+    except (AttributeError, RuntimeError) as error:
+        if not _in_library(error):
+            raise
+        raise Unavailable(
+            "a connection to the store was closed just as it was taken up: retry.", retry_after=1.0
+        ) from error
+
+
+def _in_library(error: Exception) -> bool:
+    """Whether redis-py raised it, or what it stands on.
+
+    When a node fails, a client of several closes its idle connections, and one of them may be taken up by another request
+    before it is closed. That request then meets a writer that is gone.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_globals["__name__"].partition(".")[0] in ("redis", "asyncio", "uvloop")
 
 
 def _cause(error: Exception) -> Exception:
