@@ -4,46 +4,18 @@ import asyncio
 import shutil
 import signal
 import ssl
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 import httpx
 import pytest
+from authority import Authority, openssl
 
 from gradalign import AsyncClient, Client, InvalidValue, Unreachable
 from gradalign_scorer.healthcheck import fault
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificates with openssl")
-
-KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-
-
-def openssl(*arguments):
-    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
-
-
-class Authority:
-    """A certificate authority in a folder."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.cert = folder / "ca.pem"
-        openssl(
-            "req", "-x509", *KEY, "-keyout", folder / "ca.key", "-out", self.cert, "-subj", "/CN=our CA", "-days", 2
-        )
-
-    def sign(self, name):
-        """Paths of a new certificate for 127.0.0.1, and of its key."""
-        cert, key, request = (self.folder / f"{name}.{end}" for end in ("pem", "key", "csr"))
-        extensions = self.folder / "extensions"
-        extensions.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
-        openssl("req", *KEY, "-keyout", key, "-out", request, "-subj", f"/CN={name}")
-        signer = ["-CA", self.cert, "-CAkey", self.folder / "ca.key", "-CAcreateserial", "-extfile", extensions]
-        openssl("x509", "-req", "-in", request, *signer, "-out", cert, "-days", 2)
-        key.chmod(0o600)
-        return cert, key
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,9 +84,10 @@ def _absence(error: Exception) -> str:
             f"redis://user:password@host:6379/0. {QUOTING}"
         )
     if isinstance(error, MasterNotFoundError):
+        asked = _SENTINEL_CLIENT.sub(_PLACE, words)
         return (
-            f"no Sentinel names a primary ({error}). One is named once a replica has taken over: retry. Else check the "
-            "name of the service in GRADALIGN_REDIS_URL, and the Sentinels behind it."
+            f"no Sentinel names a primary ({asked}). One is named once a replica has taken over: retry. Else check the "
+            "Sentinels, the name of the service and the Sentinels' password (sentinel_password) in GRADALIGN_REDIS_URL."
         )
     for each, advice in _LOGIN_ADVICE.items():
         if each in words:
@@ -96,6 +98,11 @@ def _absence(error: Exception) -> str:
     )
 
 
+# The library shows each Sentinel that it asked as a client with all its settings.
+_SENTINEL_CLIENT, _PLACE = (
+    re.compile(r"<redis\.asyncio\.client\.Redis\(.*?,host=([^,]+),port=(\d+),.*?\)>\)>\)>"),
+    r"\1:\2",
+)
 _LOGIN_REFUSED = ("Authentication required", "username-password pair")
 _LOGIN_UNASKED = "called without any password configured"
 _NOT_SINGLE = (
