@@ -175,7 +175,6 @@ def main() -> None:
             try:
                 lost, doubled = load(house, scorer.url, options, rng)
             finally:
-                print(scorer.log.read_text()[-9000:]) if "Traceback" in scorer.log.read_text() else None
                 scorer.end()
     sys.exit(1 if doubled or (lost and options.wait) else 0)
 

@@ -101,10 +101,12 @@ def _of_sentinels(url: StoreURL, settings: dict[str, Any]) -> redis.Redis:
         **tls,
         **url.sentinel_login,
     }
-    return Sentinel(list(url.nodes), sentinel_kwargs=login).master_for(
+    sentinel = Sentinel(list(url.nodes), sentinel_kwargs=login)  # type: ignore[no-untyped-call]
+    client: redis.Redis = sentinel.master_for(
         url.service,
         ssl=url.tls,
         max_connections=2 * MAX_CONNECTIONS,  # as of a cluster's nodes
         **settings,
         **url.options,
     )
+    return client
