@@ -169,10 +169,12 @@ class Connection:
                 await load_script(client, script.source, keys[0])
                 return await once()
 
-    @property
-    def waits(self) -> bool:
-        """Whether writes wait for replicas."""
-        return self._wait is not None
+    async def stored_reply(self, keys: Sequence[str], digest: bytes) -> list[Any]:
+        """What the script of that name says; a reply that is there acknowledges its write, and waits as that did."""
+        reply = await self.run("stored_reply", keys, [digest], repeatable=True)
+        if reply[0] == b"stored" and self._wait is not None:
+            reply = await self.run("stored_reply", keys, [digest], repeatable=True, confirmed=True)
+        return reply
 
     async def fields(self, key: str, names: Sequence[str]) -> list[bytes | None]:
         """Fields of a hash, in parts, between which other requests are served; None for those that it has not."""

@@ -128,11 +128,7 @@ class RunStore:
             return None
         keys = RunKeys(run.run_id)
         names = [keys.meta, keys.reply(request_id)]
-        status, *details = await self._connection.run("stored_reply", names, [digest], repeatable=True)
-        if status == b"stored" and self._connection.waits:
-            status, *details = await self._connection.run(
-                "stored_reply", names, [digest], repeatable=True, confirmed=True
-            )
+        status, *details = await self._connection.stored_reply(names, digest)
         if status == b"request_id_reused":
             raise request_id_reused(request_id)
         return details[0] if status == b"stored" else None
