@@ -7,8 +7,11 @@ from hypothesis import strategies as st
 from gradalign import SelectRequest
 from gradalign_scorer.ranking.predictor import Moments
 from gradalign_scorer.ranking.selection import PickRule, pick
+from gradalign_scorer.ranking.weighting import Spread
 from gradalign_scorer.service.proposals import expectations
 from gradalign_scorer.store import ProblemColumns
+
+SPREAD = Spread.of(np.array([-0.2, 0.2]))
 
 
 def proposed(count, pool, seed, version, exploration, *, order=None, learned=True):
@@ -20,7 +23,7 @@ def proposed(count, pool, seed, version, exploration, *, order=None, learned=Tru
     if order is not None:
         ids, features = [ids[i] for i in order], features[order]
     request = SelectRequest(run_id="r", policy_version=version, count=count, seed=seed, exploration=exploration)
-    scores = expectations(ProblemColumns.unpack(ids, [None] * pool), features, moments, request, (0.0, 0.2))
+    scores = expectations(ProblemColumns.unpack(ids, [None] * pool), features, moments, request, SPREAD)
     rule = PickRule(policy_version=version, count=count, half_life=16.0, exploration=exploration, cooldown=1, seed=seed)
     picks = pick(scores, rule)
     return [ids[i] for i in picks.indices], [ids[i] for i in picks.explored]

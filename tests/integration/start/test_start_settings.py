@@ -14,6 +14,12 @@ WRONG = {
         ("redis://u:pa55word@h:port", "redis://user:password@host:6379/0"),
         ("redis://u:pa55word/x@h:1/db", "%2F"),
     ],
+    "redis_wait_replicas": [
+        ("some", "integer"),
+        ("-1", "greater than or equal to 0"),
+        ("2", "the embedded store has no replicas"),
+    ],
+    "redis_wait_seconds": [("0", "greater than 0"), ("9", "less than or equal to 8"), ("nan", "finite number")],
     "data_dir": [("/proc/nope", "may write to"), ("/dev/null", "may write to")],
     "device": [("warp", "cuda:N")],
     "api_key": [("good-key,pa55word with spaces", "key 2 of 2"), ("pa55wörd", "openssl rand")],
