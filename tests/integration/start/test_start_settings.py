@@ -17,7 +17,6 @@ WRONG = {
     "redis_wait_replicas": [
         ("some", "integer"),
         ("-1", "greater than or equal to 0"),
-        ("2", "the embedded store has no replicas"),
     ],
     "redis_wait_seconds": [("0", "greater than 0"), ("9", "less than or equal to 8"), ("nan", "finite number")],
     "data_dir": [("/proc/nope", "may write to"), ("/dev/null", "may write to")],
