@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DOCS   := $(VENV)/.docs
 # Tests at a time
-WORKERS ?= 2
+WORKERS ?= 3
 # One torch thread per process: the tests and the demo run two processes side by side.
 export OMP_NUM_THREADS ?= 1
 # Images of containers often set it: each process that a test starts would compile our sources again, and pytest all tests.

@@ -147,7 +147,7 @@ CHECKS = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bytes_are_as_computed(tmp_path):
     run_ranks(__file__, 2, tmp_path / "store", timeout=500)
 
