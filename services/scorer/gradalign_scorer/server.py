@@ -148,6 +148,7 @@ def bound_sockets(settings: Settings) -> Iterator[list[socket.socket]]:
     Raises:
         SettingsError: an address cannot be taken.
     """
+    _fill_standard_descriptors()
     sockets = [_bind_tcp(settings.host, settings.port)]
     try:
         if settings.uds is not None:
@@ -158,6 +159,13 @@ def bound_sockets(settings: Settings) -> Iterator[list[socket.socket]]:
             sock.close()
         if settings.uds is not None and len(sockets) > 1:
             settings.uds.unlink(missing_ok=True)
+
+
+def _fill_standard_descriptors() -> None:
+    """Open what a parent closed of stdin, stdout and stderr: uvloop never closes a listener that is descriptor 0."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
 
 
 def _bind_tcp(host: str, port: int) -> socket.socket:

@@ -76,7 +76,7 @@ def test_a_rolling_restart_of_two_scorers_reaches_no_trainer(start_scorer, run_i
 
 def test_one_url_rides_out_a_restart_by_its_retries(start_scorer, run_id, sketches, projection):
     """The form with a single URL: a scorer that is started again within the retries is not noticed either."""
-    scorer = start_scorer("--drain-seconds", "0", fresh=True)
+    scorer = start_scorer("--drain-seconds", "0")
     trainer = Trainer(scorer.url, run_id, sketches, projection)
     with trainer.client:
         trainer.client.health()
@@ -94,7 +94,7 @@ def test_one_url_rides_out_a_restart_by_its_retries(start_scorer, run_id, sketch
 def test_sigterm_drains_and_ends_within_its_grace_whoever_holds_on(start_scorer, run_id, projection):
     """A stalled sender, a slow reader and an idle connection are attached; a request that is on its way is answered."""
     # Were one of them waited for, the end would come when a body may, in an hour.
-    scorer = start_scorer(fresh=True, DRAIN_SECONDS="0.5", GRACE_SECONDS="6", BODY_SECONDS="3600")
+    scorer = start_scorer(DRAIN_SECONDS="0.5", GRACE_SECONDS="6", BODY_SECONDS="3600")
     ids = [f"p{i:04}-" + "x" * 240 for i in range(4000)]
     sketches = np.ones((4000, projection.dim), np.float16)
     with Client(scorer.url, run_id=run_id, retries=0) as client, scorer.http() as http:
@@ -136,7 +136,7 @@ def refuses(client):
 
 
 def test_what_is_computed_when_sigterm_comes_is_answered(start_scorer, run_id, sketches, problem_ids, projection):
-    scorer = start_scorer("--drain-seconds", "0", fresh=True)
+    scorer = start_scorer("--drain-seconds", "0")
     with Client(scorer.url, run_id=run_id) as client:
         client.refresh_validation(problem_ids, sketches, policy_version=0, projection=projection)
     ids = [f"p{i}" for i in range(4000)]
@@ -169,7 +169,7 @@ def test_more_work_than_the_grace_allows_is_cut_off_and_nothing_of_it_is_half_st
     wide = Projection(dim=2048, seed=0, parameters="ab" * 32)
     ids = [f"p{i}" for i in range(4000)]
     sketches = np.random.default_rng(0).standard_normal((4000, wide.dim)).astype(np.float16)
-    scorer = start_scorer("--drain-seconds", "0", "--grace-seconds", "2", fresh=True)
+    scorer = start_scorer("--drain-seconds", "0", "--grace-seconds", "2")
     with Client(scorer.url, run_id=run_id) as client:
         client.refresh_validation(ids[:8], sketches[:8], policy_version=0, projection=wide)
     answered, lost = [], []
@@ -210,7 +210,7 @@ def test_idle_clients_that_speak_tls_do_not_hold_up_the_end(
     kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
     command = ["openssl", "req", *kind, "-keyout", str(key), "-out", str(cert), *subject]
     subprocess.run(command, check=True, capture_output=True)
-    scorer = start_scorer("--drain-seconds", "0", "--tls-cert", str(cert), "--tls-key", str(key), fresh=True)
+    scorer = start_scorer("--drain-seconds", "0", "--tls-cert", str(cert), "--tls-key", str(key))
     with Client(scorer.url, run_id=run_id, ca_file=cert) as client:
         client.refresh_validation(problem_ids, sketches, policy_version=0, projection=projection)
         scorer.process.send_signal(signal.SIGTERM)
