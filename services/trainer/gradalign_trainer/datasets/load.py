@@ -20,7 +20,6 @@ from gradalign_trainer.problems import Problem
 from gradalign_trainer.reporting.progress import Advance, TellsProgress, no_progress
 from gradalign_trainer.world import World
 from gradalign_trainer.worlds.builtin import ArithmeticWorld
-from gradalign_trainer.worlds.tasks.registry import world_of
 
 __all__ = ["LoadedProblems", "load_problems"]
 
@@ -112,6 +111,8 @@ def _read(source: DataSource, seed: int, part: str, progress: TellsProgress) -> 
     if source.kind == "arithmetic":
         return _placed(_of_world(ArithmeticWorld(), source, seed), f"arithmetic:{source.task}")
     if source.kind == "world":
+        from gradalign_trainer.worlds.tasks.registry import world_of  # worlds read problems by this package
+
         return _placed(_of_world(world_of(source.path), source, seed), f"world:{source.path}/{source.task}")
     if source.kind == "reasoning_gym":
         return _generated(source, seed, part, progress)
