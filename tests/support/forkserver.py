@@ -116,6 +116,7 @@ def _serve_forks(requests: socket.socket) -> dict:
         log, status = descriptors
         if os.fork() == 0:
             requests.close()
+            os.open(os.devnull, os.O_RDONLY)  # stdin, where the requests came in
             _fork_and_watch(log, socket.socket(fileno=status))
             return json.loads(message)
         for descriptor in descriptors:
