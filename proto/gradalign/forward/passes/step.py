@@ -42,8 +42,8 @@ class Step:
     def __init__(self, target: float, first: float, spread: Any, fineness: float = 1.0) -> None:
         self._coarsest, self.size, self.spread, self.fineness = target, first, spread, fineness
         self.rms = 0.0
-        self._tries, self._first = 0, first
-        self._short, self._long = 0.0, math.inf
+        self._first = first
+        self._begin()
 
     @property
     def target(self) -> float:

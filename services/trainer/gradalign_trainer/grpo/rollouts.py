@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -50,6 +50,10 @@ class ScoredRollouts:
         """The groups of some of the problems, in the order given."""
         problems = [self.problems[row] for row in rows]
         return ScoredRollouts(problems, self.rollouts.groups(rows), self.rewards[rows], self.advantages[rows])
+
+    def unshared(self) -> ScoredRollouts:
+        """The same with a row for each rollout in every forward, whatever prompts they share."""
+        return replace(self, rollouts=replace(self.rollouts, share_prompts=False))
 
 
 def join_rollouts(parts: Sequence[ScoredRollouts]) -> ScoredRollouts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +100,7 @@ class GradientMeter:
         """
         size = scored.rollouts.group_size
         rows = torch.zeros(len(scored.problems), size, self._sketcher.dim)
-        scored = replace(scored, rollouts=replace(scored.rollouts, share_prompts=False))  # a row a rollout
+        scored = scored.unshared()
         for part in scored.signal_parts(self._size):
             batch = _Batch(scored, part.cpu(), None, None)
             index = torch.arange(len(part) * size, device=self._model.device)

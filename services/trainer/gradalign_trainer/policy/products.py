@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -58,8 +57,7 @@ class ProductMeter:
         """Products of candidates with the validation gradient, from one forward beside the log-probs of the sampling."""
         asked = {"version": self._version, "rollout_weights": self._config.rollout_weights}
         if self._config.norms == "head":
-            apart = replace(scored, rollouts=replace(scored.rollouts, share_prompts=False))  # a row a rollout
-            found, norms = self._products_and_norms(apart, advance)
+            found, norms = self._products_and_norms(scored.unshared(), advance)
             return _measured(scored, found, norms=norms.tolist(), norms_kind="head", **asked)
         return _measured(scored, self._products(scored, advance, 1.0 / scored.rollouts.tokens), **asked)
 

@@ -60,8 +60,7 @@ class AdapterLink(FailOpen):
         kind: of what it sends, `sketches`, `products` or `pass_rates`, to which what the scorer holds of the run is held;
             None where a subclass sees to that.
         wants_validation: whether anything is scored only against a validation gradient.
-        step: optimizer steps behind the run.
-        resumed: whether it goes on from a checkpoint.
+        step: optimizer steps behind the run; above 0 where it goes on from a checkpoint.
 
     Attributes:
         refreshed: step of the last validation gradient that the scorer took; None for none.
@@ -84,7 +83,6 @@ class AdapterLink(FailOpen):
         kind: str | None = None,
         wants_validation: bool = True,
         step: int = 0,
-        resumed: bool = False,
     ) -> None:
         super().__init__(
             projection=projection,
@@ -92,7 +90,7 @@ class AdapterLink(FailOpen):
             aggregation=settings.aggregation,
             wants_validation=wants_validation,
         )
-        self._settings, self._kind, self._step, self._resumed = settings, kind, step, resumed
+        self._settings, self._kind, self._step, self._resumed = settings, kind, step, step > 0
         self._snapshot: str | None = None
         self._client: Client | None = None
         self._probe: Client | None = None

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from gradalign import Client
-from gradalign.errors import GradAlignError, KindMismatch, NotFound, ProjectionMismatch, UnavailableError
+from gradalign.errors import GradAlignError, KindMismatch, ProjectionMismatch, UnavailableError
 from gradalign.wire.projection import Projection
 from gradalign.wire.replies import Ranking, RunState, Selection
 from gradalign_trainer.adapters.base.link import AdapterLink
@@ -31,8 +31,7 @@ class ScorerLink(AdapterLink):
         config: of the run.
         projection: of its sketches; None where it cannot have any.
         alignment: `forward` or `capture`; None where the run that the scorer holds decides, and else `capture`.
-        step: optimizer steps behind it.
-        resumed: whether it goes on from a checkpoint.
+        step: optimizer steps behind it; above 0 where it goes on from a checkpoint.
         snapshot: name of the curriculum of that checkpoint; None where it has none.
         fallbacks: batches that went on without a ranking before the checkpoint, by why.
 
@@ -50,11 +49,10 @@ class ScorerLink(AdapterLink):
         *,
         alignment: str | None,
         step: int,
-        resumed: bool,
         snapshot: str | None,
         fallbacks: Fallbacks | None = None,
     ) -> None:
-        super().__init__(config, projection, step=step, resumed=resumed)
+        super().__init__(config, projection, step=step)
         self._config, self.alignment, self._snapshot = config, alignment, snapshot
         self.validation_version: int | None = None
         self.reasons = Fallbacks() if fallbacks is None else fallbacks
@@ -114,13 +112,8 @@ class ScorerLink(AdapterLink):
             raise _other_kind(self._config.run_id, self.alignment)
 
     def _restore(self, client: Client, held: RunState) -> None:
-        if self._snapshot is not None:
-            try:
-                client.restore(self._snapshot)
-                held = client.run()
-            except NotFound as error:
-                logger.warning("The curriculum of %s is gone from the scorer: %s", self._snapshot, error)
-        elif self._resumed:
+        held = self._restored(client, held)
+        if self._snapshot is None and self._resumed:
             logger.warning("The checkpoint at step %d came without a curriculum; the scorer's goes on.", self._step)
         ours = self._projection
         if held.projection is not None and ours is not None and held.projection["id"] != ours.id:

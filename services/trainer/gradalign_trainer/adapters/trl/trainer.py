@@ -117,7 +117,6 @@ class GradAlignMixin(_Trainer):
             None if self._sketcher is None else self._sketcher.projection,
             alignment=self._alignment,
             step=step,
-            resumed=step > 0,
             snapshot=kept.snapshot,
             fallbacks=Fallbacks.of(kept.fallbacks, kept.fallback_reasons),
         )

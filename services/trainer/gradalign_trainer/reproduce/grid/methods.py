@@ -39,8 +39,8 @@ def methods_at(scale: Scale) -> Mapping[str, Method]:
 
     Names and notes tell the numbers of the arithmetic world.
     """
-    made = {**_unchosen(scale), **_choosing(), **_weighing(scale), **_trusting(scale)}
-    return {name: _paced(made[name], scale) for name in ROWS}
+    makers = (_unchosen, _choosing, _weighing, _trusting, _filtering, _aligned_otherwise)
+    return {name: _paced(method, scale) for make in makers for name, method in make(scale).items()}
 
 
 def _paced(method: Method, scale: Scale) -> Method:
@@ -86,10 +86,9 @@ def _posterior(scale: Scale, pool: int, note: str, limit: int | None = None) -> 
 
 
 def _unchosen(scale: Scale) -> dict[str, Method]:
-    everything = _everything(scale)
     return {
         "random": Method("16 problems an update, at random", {"strategy": "random"}, 260, 15),
-        "full": Method("GRPO on all 128 that others choose from, 64 an update", everything, 85, 5),
+        "full": Method("GRPO on all 128 that others choose from, 64 an update", _everything(scale), 85, 5),
         "posterior": _posterior(
             scale,
             scale.pool,
@@ -101,23 +100,10 @@ def _unchosen(scale: Scale) -> dict[str, Method]:
             "the same out of 256, so that a problem comes again before its belief is old",
             scale.again,
         ),
-        "dapo": Method(
-            "64 groups with a signal an update, drawn until full",
-            {"strategy": "random", "mode": "dynamic", "batch_problems": scale.large_batch},
-            72,
-        ),
-        "dtv": Method(
-            "full, without rollouts that contradict the others of their batch: DTV's leave-one-out",
-            {**everything, "mode": "filter"},
-            75,
-            5,
-        ),
-        "oracle": Method("16 good problems an update: a filter that knows them", {"strategy": "oracle"}, 260, 15),
-        "oracle-64": Method("64 good problems an update", {**everything, "strategy": "oracle"}, 85, 5),
     }
 
 
-def _choosing() -> dict[str, Method]:
+def _choosing(scale: Scale) -> dict[str, Method]:  # noqa: ARG001
     return {
         "accgreedy": _scored("accgreedy", "pass rate nearest to one half"),
         "accuracy_band": _scored("accuracy_band", "at random among pass rates from .2 to .8"),
@@ -127,13 +113,6 @@ def _choosing() -> dict[str, Method]:
         "cosine": _scored("cosine", "cosine with the validation gradient: the paper's method", rounds=33),
         "cosine_accuracy": _scored("cosine_accuracy", "cosine times 4p(1-p)", rounds=33),
         "diverse": _scored("diverse", "the set whose sum is best aligned, greedily", rounds=33),
-        "head": _scored("cosine", "cosine of the head's gradients alone: LESSER", rounds=46, alignment="head"),
-        "cosine-exact": _scored("cosine", "cosine without projection", rounds=33, exact_alignments=True),
-        "forward": _scored("dot", "product from forward passes alone: docs/forward.md", rounds=46, **_FORWARD),
-        "forward-head": _scored(
-            "cosine", "product over the norm of the head's gradient", rounds=46, norms="head", **_FORWARD
-        ),
-        "shrunken": _scored("shrunken", "the same, shrunken by what rollouts scatter", rounds=46, **_FORWARD),
     }
 
 
@@ -145,10 +124,6 @@ def _weighing(scale: Scale) -> dict[str, Method]:
             "the same, and the fresh validation gradients", {**proposed, "train_on_validation": True}, 100, 6
         ),
         "weights": Method("64 problems at random, each group by its weight", _weighted(scale), 100, 6),
-        "forward-weights": Method("in-batch by forward passes", {**proposed, **_FORWARD}, 100, 6),
-        "rollout-weights": Method(
-            "the same, each rollout by its weight", {**proposed, **_FORWARD, "rollout_weights": True}, 100, 6
-        ),
     }
 
 
@@ -167,38 +142,41 @@ def _trusting(scale: Scale) -> dict[str, Method]:
     }
 
 
-ROWS = (
-    "random",
-    "full",
-    "posterior",
-    "posterior-256",
-    "accgreedy",
-    "accuracy_band",
-    "learnalign",
-    "norm",
-    "dot",
-    "cosine",
-    "cosine_accuracy",
-    "diverse",
-    "in-batch",
-    "in-batch+val",
-    "weights",
-    "full+val",
-    "validation-only",
-    "validation-all",
-    "dapo",
-    "dtv",
-    "oracle",
-    "oracle-64",
-    "head",
-    "cosine-exact",
-    "forward",
-    "forward-head",
-    "shrunken",
-    "forward-weights",
-    "rollout-weights",
-)
-"""The order of the rows."""
+def _filtering(scale: Scale) -> dict[str, Method]:
+    everything = _everything(scale)
+    return {
+        "dapo": Method(
+            "64 groups with a signal an update, drawn until full",
+            {"strategy": "random", "mode": "dynamic", "batch_problems": scale.large_batch},
+            72,
+        ),
+        "dtv": Method(
+            "full, without rollouts that contradict the others of their batch: DTV's leave-one-out",
+            {**everything, "mode": "filter"},
+            75,
+            5,
+        ),
+        "oracle": Method("16 good problems an update: a filter that knows them", {"strategy": "oracle"}, 260, 15),
+        "oracle-64": Method("64 good problems an update", {**everything, "strategy": "oracle"}, 85, 5),
+    }
+
+
+def _aligned_otherwise(scale: Scale) -> dict[str, Method]:
+    proposed = _proposed(scale)
+    return {
+        "head": _scored("cosine", "cosine of the head's gradients alone: LESSER", rounds=46, alignment="head"),
+        "cosine-exact": _scored("cosine", "cosine without projection", rounds=33, exact_alignments=True),
+        "forward": _scored("dot", "product from forward passes alone: docs/forward.md", rounds=46, **_FORWARD),
+        "forward-head": _scored(
+            "cosine", "product over the norm of the head's gradient", rounds=46, norms="head", **_FORWARD
+        ),
+        "shrunken": _scored("shrunken", "the same, shrunken by what rollouts scatter", rounds=46, **_FORWARD),
+        "forward-weights": Method("in-batch by forward passes", {**proposed, **_FORWARD}, 100, 6),
+        "rollout-weights": Method(
+            "the same, each rollout by its weight", {**proposed, **_FORWARD, "rollout_weights": True}, 100, 6
+        ),
+    }
+
 
 METHODS: Mapping[str, Method] = methods_at(Scale())
 """Of the arithmetic world, by the name of the row."""

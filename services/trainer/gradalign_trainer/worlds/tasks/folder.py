@@ -23,6 +23,7 @@ import itertools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -107,10 +108,8 @@ class FolderWorld:
 
     def base_facts(self, seed: int) -> Mapping[str, Any]:  # noqa: ARG002
         """The model as `world.toml` names it, and a digest of the problems, which are the user's to change."""
-        digest = hashlib.sha256()
-        for file in self._files((*self.target, *self.heldout, *self.off_target)):
-            digest.update(file.read_bytes())
-        return {"model": self.model, "problems": digest.hexdigest()[:16]}
+        files = self._files((*self.target, *self.heldout, *self.off_target))
+        return {"model": self.model, "problems": _digest(tuple((file, file.stat().st_mtime_ns) for file in files))}
 
     def base(self, cache: Path, seed: int) -> Path:  # noqa: ARG002
         """The folder of the model where it is one, else its hub id."""
@@ -140,6 +139,15 @@ class FolderWorld:
                 f"regime needs {count} of other tasks. Add files, or play other regimes."
             )
         return rng.sample(others, count)
+
+
+@lru_cache
+def _digest(files: tuple[tuple[Path, int], ...]) -> str:
+    """Of the bytes of files, with their times of change, since every cell of a grid asks for it."""
+    digest = hashlib.sha256()
+    for file, _ in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def folder_world(folder: Path) -> FolderWorld:
