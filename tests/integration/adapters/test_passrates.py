@@ -76,15 +76,15 @@ def test_more_problems_than_a_request_takes_go_in_several(make, scorer, run_id):
 
 def test_a_resumed_trainer_has_the_curriculum_of_its_checkpoint(make, scorer, run_id):
     first = make()
-    train(first, 6)
+    tried = train(first, 6)[0][0]
     state = json.loads(json.dumps(first.state_dict()))
     with Client(scorer.url, run_id=run_id) as client:
-        before = client.problem("half0").belief
-        first.observe({"half0": [1.0] * 64}, 9)  # lost with the process
+        before = client.problem(tried).belief
+        first.observe({tried: [1.0] * 64}, 9)  # lost with the process
         again = make()
         again.load_state_dict(state)
         again.next(8)
-        assert client.problem("half0").belief == before
+        assert client.problem(tried).belief == before
         assert (client.run().policy_version, client.run().epoch) == (5, 2)
     assert again.step == 5
     with pytest.raises(GradAlignError, match="epoch"):
