@@ -48,25 +48,37 @@ class Stage:
 
     Args:
         regime: of the arithmetic world.
-        updates: of GRPO on random problems of the pool, 32 at a time, before anything is measured.
+        updates: of GRPO on problems of the pool, 32 at a time, before anything is measured.
         pool: number of problems to score.
         group: rollouts of each of them.
+        training: `random`: on the pool's problems as they come; `oracle`: on good ones.
     """
 
-    def __init__(self, regime: str, *, updates: int, pool: int, group: int = ROLLOUTS) -> None:
+    def __init__(
+        self, regime: str, *, updates: int, pool: int, group: int = ROLLOUTS, training: str = "random"
+    ) -> None:
         self.model, self.tokenizer = load_policy(base_model(CACHE), device=torch.device("cpu"))
         self.generator = torch.Generator().manual_seed(0)
         world = make_world(regime, seed=0)
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-4)
-        for step in range(updates):
-            scored = self._score(world.pool[32 * step : 32 * (step + 1)], ROLLOUTS)
-            optimizer.zero_grad()
-            (scored.losses(self.model).sum() / 32).backward()
-            optimizer.step()
-        self.model.zero_grad()
+        self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-4)
         self._world, self._size, self._group = world, pool, group
+        others = world.pool[:-pool]
+        self._diet = [problem for problem in others if problem.extra["good"]] if training == "oracle" else others
+        self._step = 0
+        self.train(updates)
         self.draw_pool()
         self.draw_validation()
+
+    def train(self, updates: int) -> None:
+        """So many updates more, on problems that are not scored."""
+        for _ in range(updates):
+            start = 32 * self._step % (len(self._diet) - 31)
+            scored = self._score(self._diet[start : start + 32], ROLLOUTS)
+            self._optimizer.zero_grad()
+            (scored.losses(self.model).sum() / 32).backward()
+            self._optimizer.step()
+            self._step += 1
+        self.model.zero_grad()
 
     @property
     def good(self) -> Tensor:
