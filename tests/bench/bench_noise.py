@@ -15,7 +15,7 @@ from grpo_gradients import Stage, cosines, ranks, spearman
 from torch import Tensor
 
 from gradalign.sketch import Sketcher
-from gradalign_scorer.ranking.reliability import RolloutProducts, over_norms, ranking_noise
+from gradalign_scorer.ranking.reliability import RolloutProducts, errors_over_norms, ranking_noise
 
 COLUMNS = (
     "regime, updates", "rollouts", "with a signal", "sketch", "other rollouts", "and another v", "of good problems",
@@ -46,8 +46,8 @@ def told(stage: Stage, alignments: Tensor) -> str:
     rows = products(stage)
     rollouts = RolloutProducts.of(rows.tolist())
     norms = np.divide(rollouts.sums, alignments.numpy(), out=np.zeros(len(rows)), where=rollouts.signal)
-    errors = np.where(np.isnan(rollouts.errors), np.nan, over_norms(rollouts.errors, norms))
-    noise = ranking_noise(np.nan_to_num(alignments.numpy()), errors)
+    quotients = np.nan_to_num(alignments.numpy())
+    noise = ranking_noise(quotients, errors_over_norms(rollouts, norms, quotients))
     return "" if noise is None else f"{noise.reliability:.3f}"
 
 

@@ -3,9 +3,9 @@
     python tests/bench/bench_pretrained.py noise --model FOLDER [--regimes ...] [--updates 0 8] [--rollouts 8 16] [--pool N]
     python tests/bench/bench_pretrained.py stale --model FOLDER [--regimes ...] [--ages 1 2 4 8] [--pool N]
 
-`noise`: rankings by products of forward passes, of two sets of rollouts at the same weights, as bench_noise.py has them for the
-arithmetic world. `stale`: as bench_stale.py, by sketches; it trains on problems as they come. `--world` takes smollm2 or a
-folder with a world.toml.
+`noise`: rankings by products of forward passes, of two sets of rollouts at the same weights, as bench_noise.py has them for
+the arithmetic world. `stale`: as bench_stale.py, by sketches; it trains on problems as they come. `--world` takes smollm2,
+or a folder with a world.toml.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import pytest
 from gradalign import InvalidValue
 from gradalign_scorer.ranking.reliability import (
     RolloutProducts,
+    errors_over_norms,
     ranking_noise,
     rollout_weights,
     shrunken_alignments,
@@ -50,6 +51,54 @@ class TestNorms:
 
     def test_what_is_rejected_disagrees_with_nothing(self):
         assert with_norms(RolloutProducts.of([[np.nan], [1.0]]), np.array([0.0, 2.0]), "exact").tolist() == [0.0, 0.5]
+
+
+def answered(rng, problems=300, group=8, answers=4, dim=60):
+    """Draws groups of GRPO on short answers, of which many are alike: products along the first axis, and norms."""
+    chances = rng.dirichlet(np.full(answers, 0.6), problems)  # the first answer is right
+    scores = rng.standard_normal((problems, answers, dim))
+    scores -= (chances[:, :, None] * scores).sum(axis=1, keepdims=True)
+
+    def draw():
+        products, norms = [], []
+        for chance, score in zip(chances, scores, strict=True):
+            said = rng.choice(answers, group, p=chance)
+            rewards = (said == 0).astype(float)
+            advantages = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-4)
+            gradients = advantages[:, None] * score[said] / group
+            products.append(gradients[:, 0].tolist())
+            norms.append(np.linalg.norm(gradients.sum(axis=0)))
+        return RolloutProducts.of(products), np.array(norms)
+
+    return draw
+
+
+class TestErrorsOverNorms:
+    @pytest.mark.parametrize("seed", range(6))
+    def test_the_ranking_is_as_reliable_as_another_set_of_rollouts_shows(self, seed):
+        draw = answered(np.random.default_rng(seed))
+        (rollouts, norms), (others, other_norms) = draw(), draw()
+        cosines, again = with_norms(rollouts, norms, "exact"), with_norms(others, other_norms, "exact")
+        found = errors_over_norms(rollouts, norms, cosines)
+        told = ranking_noise(cosines, found).reliability
+        assert told == pytest.approx(np.corrcoef(cosines, again)[0, 1], abs=0.1)
+        apart = np.divide(rollouts.errors, norms, out=np.zeros(len(norms)), where=norms > 0)
+        assert ranking_noise(cosines, apart).reliability < told - 0.05
+        assert found == pytest.approx(apart * (found.max() / apart.max()))
+
+    def test_no_error_grows(self):
+        # Products of one size over norms of two: the quotients differ more than rollouts do.
+        rollouts = RolloutProducts.of([[1.0, 1.1], [1.1, 0.9], [0.9, 1.0], [1.0, 1.0]])
+        norms = np.array([2.0, 2.0, 20.0, 20.0])
+        assert errors_over_norms(rollouts, norms, rollouts.sums / norms) == pytest.approx(rollouts.errors / norms)
+
+    def test_what_is_not_known_stays_so(self):
+        rollouts = RolloutProducts.of([[1.0], [2.0, np.nan], [0.0, 0.0], [1.0, 3.0]])
+        norms = np.array([2.0, 1.0, 0.0, 8.0])
+        found = errors_over_norms(rollouts, norms, with_norms(rollouts, norms, "exact"))
+        assert np.isnan(found[0])
+        assert found[2] == 0.0
+        assert found[3] == pytest.approx(rollouts.errors[3] / 8)
 
 
 def world(rng, problems, rollouts, noise):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gradalign import InvalidValue, ScoreRequest
 from gradalign_scorer.ranking.reliability import (
     RolloutProducts,
-    over_norms,
+    errors_over_norms,
     ranking_noise,
     rollout_weights,
     shrunken_alignments,
@@ -108,11 +108,11 @@ def _columns(request: ScoreRequest, kind: str) -> _Columns:
     assert request.products is not None
     rollouts = RolloutProducts.of(request.products)
     norms = None if request.norms is None else np.array(request.norms, dtype=np.float64)
-    alignments = rollouts.sums
+    alignments, errors = rollouts.sums, rollouts.errors
     if norms is not None:
         rollouts = replace(rollouts, signal=rollouts.finite & (norms > 0))
         alignments = with_norms(rollouts, norms, "exact" if kind == "cosine" else "head")
-    errors = np.where(np.isnan(rollouts.errors), np.nan, over_norms(rollouts.errors, norms))
+        errors = errors_over_norms(rollouts, norms, alignments)
     kept = np.flatnonzero(rollouts.finite)
     alignments, errors, signal = alignments[kept], errors[kept], rollouts.signal[kept]
     shrunken = shrunken_alignments(alignments, errors, rollouts.counts[kept], signal)

@@ -22,7 +22,7 @@ __all__ = [
     "RankingNoise",
     "Reliability",
     "RolloutProducts",
-    "over_norms",
+    "errors_over_norms",
     "ranking_noise",
     "reliability",
     "rollout_weights",
@@ -157,7 +157,7 @@ def with_norms(rollouts: RolloutProducts, norms: Floats, kind: str) -> Floats:
     return np.clip(quotient, -1.0, 1.0) if kind == "exact" else quotient
 
 
-def over_norms(values: Floats, norms: Floats | None) -> Floats:
+def _over_norms(values: Floats, norms: Floats | None) -> Floats:
     """Values of rollouts over the norms of their problems, [n]; 0 where a norm is 0, and the values where there are none.
 
     Rollouts may cancel, so that a norm is any number of times smaller than they are. Beyond 1e100 the quotient says no more,
@@ -168,6 +168,28 @@ def over_norms(values: Floats, norms: Floats | None) -> Floats:
     with np.errstate(over="ignore"):
         quotients = np.divide(values, norms, out=np.zeros(len(values)), where=norms > 0)
     return np.clip(quotients, -_LARGEST_QUOTIENT, _LARGEST_QUOTIENT)
+
+
+def errors_over_norms(rollouts: RolloutProducts, norms: Floats, alignments: Floats) -> Floats:
+    """Standard errors of alignments that are products over norms, [n]; NaN where unknown.
+
+    Each is the product's over the norm, and all of them times one factor, at most 1, that makes the ranking as reliable as
+    that by the products. The norm is of the same rollouts: where one of eight earned the reward, it is most of both, and a
+    quotient stays where both vary.
+
+    Args:
+        rollouts: of n problems.
+        norms: of them, [n].
+        alignments: the quotients, [n].
+    """
+    errors = np.where(np.isnan(rollouts.errors), np.nan, _over_norms(rollouts.errors, norms))
+    finite = rollouts.finite
+    plain = ranking_noise(rollouts.sums[finite], rollouts.errors[finite])
+    divided = ranking_noise(alignments[finite], errors[finite])
+    if plain is None or divided is None or divided.rollout_variance <= 0:
+        return errors
+    share = divided.rollout_variance / divided.alignment_variance if divided.alignment_variance > 0 else 1.0
+    return errors * min(1.0, ((1 - plain.reliability) / share) ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -245,7 +267,7 @@ def rollout_weights(rollouts: RolloutProducts, norms: Floats | None) -> list[Flo
         norms: of them, [n]; None where alignments are products.
     """
     lengths = None if norms is None else np.repeat(norms, rollouts.counts)
-    alike = over_norms(rollouts.flat * np.repeat(rollouts.counts, rollouts.counts), lengths)
+    alike = _over_norms(rollouts.flat * np.repeat(rollouts.counts, rollouts.counts), lengths)
     counted = np.repeat(rollouts.signal, rollouts.counts)
     largest = float(np.abs(alike[counted]).max(initial=0.0))
     # Of the largest, so that no square is beyond a float.
