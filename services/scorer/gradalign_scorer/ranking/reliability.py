@@ -189,7 +189,8 @@ def errors_over_norms(rollouts: RolloutProducts, norms: Floats, alignments: Floa
     if plain is None or divided is None or divided.rollout_variance <= 0:
         return errors
     share = divided.rollout_variance / divided.alignment_variance if divided.alignment_variance > 0 else 1.0
-    return errors * min(1.0, ((1 - plain.reliability) / share) ** 0.5)
+    calibrated: Floats = errors * min(1.0, math.sqrt((1 - plain.reliability) / share))
+    return calibrated
 
 
 @dataclass(frozen=True)
