@@ -69,7 +69,7 @@ class PretrainedStage:
 
     def draw_validation(self) -> ScoredRollouts:
         """Fresh rollouts of the trusted problems."""
-        return self._rollouts(self.data.validation, 4 * self.config.validation_rollouts)
+        return self._rollouts(self.data.validation, 2 * self.config.validation_rollouts)
 
     def _rollouts(self, problems: list[Problem], group: int) -> ScoredRollouts:
         self._drawn += 1
