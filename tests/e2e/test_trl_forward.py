@@ -5,9 +5,9 @@ import logging
 import pytest
 import torch
 from peft import LoraConfig
-from torch import nn
 from transformers import AutoModelForCausalLM
 from trlkit import Blind, Unweighted, Witness, apart, graded, make_trainer
+from trlsketches import scaled
 
 from gradalign import Client, GradAlignError
 from gradalign_trainer.adapters.trl import GradAlignGRPOTrainer
@@ -97,29 +97,14 @@ def test_the_next_update_is_bit_for_bit_what_it_would_be_without_measuring(play,
     assert all(torch.equal(one, other) for one, other in zip(*ends, strict=True))
 
 
-class Scaled(nn.Module):
-    """A norm and a weight behind it, in an einsum, which capture does not take apart."""
-
-    def __init__(self, norm, size):
-        super().__init__()
-        self.norm, self.scale = norm, nn.Parameter(torch.ones(size))
-
-    def forward(self, values):
-        return torch.einsum("btd,d->btd", self.norm(values), self.scale)
-
-
 def test_a_model_that_capture_refuses_is_aligned(play, base, run_id, caplog):
-    def refused():
-        model = AutoModelForCausalLM.from_pretrained(base)
-        model.model.norm = Scaled(model.model.norm, model.config.hidden_size)
-        return model
-
-    trainer = play(kind=Witness, model=refused(), max_steps=2)
+    trainer = play(kind=Witness, model=scaled(AutoModelForCausalLM.from_pretrained(base)), max_steps=2)
     trainer.train()
     assert logged(trainer, "gradalign/fallbacks")[-1] == 0
     assert apart(trainer.compared) < 0.02
     caplog.set_level(logging.WARNING, "gradalign_trainer")
-    play("capture", model=refused(), max_steps=1, run_id=f"{run_id}-2", gradalign={"alignment": "capture"}).train()
+    refused = scaled(AutoModelForCausalLM.from_pretrained(base))
+    play("capture", model=refused, max_steps=1, run_id=f"{run_id}-2", gradalign={"alignment": "capture"}).train()
     assert "This batch takes one backward a group, which is slower" in caplog.text
 
 

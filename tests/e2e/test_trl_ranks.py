@@ -44,19 +44,33 @@ def test_a_model_sharded_by_fsdp2_is_aligned(pair, settings):
     assert max(first["apart"], second["apart"]) < 0.02
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        pytest.param({"lora": True, "gradient_checkpointing": True, **ACCUMULATED}, marks=LONG),
+        pytest.param({"scaled": True, "silent": 1, "per_device_train_batch_size": 8}, marks=LONG),
+    ],
+    ids=["whole", "lora", "one-backward-a-group"],
+)
+def test_sketches_of_a_model_sharded_by_fsdp2_are_those_of_the_model_in_one_piece(pair, settings):
+    first, second = pair("sketched", "fsdp2", gradalign={"alignment": "capture"}, **settings)
+    assert max(first["apart"], second["apart"]) < 1e-5
+
+
 @LONG
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
-def test_updates_of_two_processes_are_bit_for_bit_what_they_would_be_without_measuring(pair, engine):
-    ends = []
+@pytest.mark.parametrize(("engine", "alignment"), [("ddp", "forward"), ("fsdp2", "forward"), ("fsdp2", "capture")])
+def test_updates_of_two_processes_are_bit_for_bit_what_they_would_be_without_measuring(pair, engine, alignment):
+    ends, settings = [], {**ACCUMULATED, "gradalign": {"alignment": alignment}}
     for kind in ("unweighted", "blind"):
-        ends.append([(rank["weights"], rank["moments"]) for rank in pair(kind, engine, kind, **ACCUMULATED)])
+        ends.append([(rank["weights"], rank["moments"]) for rank in pair(kind, engine, kind, **settings)])
     assert ends[0] == ends[1]
 
 
 @LONG
 @pytest.mark.parametrize(
     ("engine", "alignment"),
-    [("ddp", "capture"), ("ddp", "forward"), ("fsdp2", "forward"), ("zero2", "capture"), ("zero3", "forward")],
+    [("ddp", "capture"), ("ddp", "forward"), ("fsdp2", "forward"), ("fsdp2", "capture"), ("zero2", "capture"), ("zero3", "forward")],
 )
 def test_a_process_without_a_signal_holds_nobody_up(pair, engine, alignment):
     if engine.startswith("zero"):

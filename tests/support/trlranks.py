@@ -12,7 +12,9 @@ import torch
 import trl
 import zero_on_cpu
 from peft import LoraConfig
+from transformers import AutoModelForCausalLM
 from trlkit import KINDS, apart, make_trainer
+from trlsketches import SketchWitness, scaled
 
 
 def started(base, output, url, run_id, kind, engine, **settings):
@@ -23,11 +25,12 @@ def started(base, output, url, run_id, kind, engine, **settings):
         output: folder of the run.
         url: of the scorer.
         run_id: of the run.
-        kind: of trainer, in `trlkit.KINDS`.
+        kind: of trainer, in `trlkit.KINDS`, or `sketched` for `trlsketches.SketchWitness`.
         engine: `ddp`, `fsdp2`, or as TRL's `zero1.yaml`, `zero2.yaml` or `zero3.yaml` launches it; with a setting
             `deepspeed`, as that configuration has it.
-        settings: of `trlkit.make_trainer`; `resume` to go on from a checkpoint, `lora` for LoRA, `silent` for a process all
-            whose rewards are alike, `second` for settings of `gradalign` on the second process.
+        settings: of `trlkit.make_trainer`; `resume` to go on from a checkpoint, `lora` for LoRA, `scaled` for a model that
+            capture does not take apart, `silent` for a process all whose rewards are alike, `second` for settings of
+            `gradalign` on the second process.
     """
     command, environment = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"], dict(os.environ)
     if "deepspeed" in settings:
@@ -79,9 +82,11 @@ def main():
     base, output, url, run_id, kind, settings, engine = sys.argv[1:]
     torch.set_num_threads(1)
     settings = {"per_device_train_batch_size": 6, **json.loads(settings)}
-    own = {name: settings.pop(name, None) for name in ("resume", "lora", "silent", "second")}
+    own = {name: settings.pop(name, None) for name in ("resume", "lora", "scaled", "silent", "second")}
     if own["silent"] == int(os.environ["RANK"]):
         settings["reward_funcs"] = alike
+    if own["scaled"]:
+        settings["model"] = scaled(AutoModelForCausalLM.from_pretrained(base))
     if own["second"] and os.environ["RANK"] == "1":
         settings["gradalign"] = {**settings.get("gradalign", {}), **own["second"]}
     if own["lora"]:
@@ -91,14 +96,14 @@ def main():
     if engine.startswith("zero"):
         zero_on_cpu.allow()
         settings["use_cpu"] = False
-    trainer = make_trainer(base, output, url, run_id, kind=KINDS[kind], **settings)
+    trainer = make_trainer(base, output, url, run_id, kind={**KINDS, "sketched": SketchWitness}[kind], **settings)
     assert trainer.is_fsdp_enabled == (engine == "fsdp2")
     assert trainer.is_deepspeed_enabled == engine.startswith("zero")
     trainer.train(resume_from_checkpoint=own["resume"])
     ended = {
         "weights": digest(trainer.model.parameters()),
         "moments": digest(moments(trainer.optimizer)),
-        "apart": apart(trainer.compared) if kind == "witness" else None,
+        "apart": apart(trainer.compared) if hasattr(trainer, "compared") else None,
         "log": trainer.state.log_history,
     }
     Path(output, f"rank-{trainer.accelerator.process_index}.json").write_text(json.dumps(ended))

@@ -79,8 +79,6 @@ def _of_alignment(config: GradAlignConfig, trainer: Any, alignment: str | None) 
     fix = 'take alignment="forward"'
     if config.needs_sketches:
         fix += f" with a strategy and an aggregation that go with it ({config.needs_sketches} does not)"
-    if trainer.is_fsdp_enabled:
-        yield f"the model is sharded by FSDP2, and sketches need whole parameters: {fix}."
     if is_partitioned(trainer):
         yield f"the model is partitioned by DeepSpeed's ZeRO-3, and sketches need whole parameters: {fix}."
     if trainer._is_vlm:

@@ -1,5 +1,8 @@
 """The policy gradients of a generation batch's groups, as sketches out of a few batched backwards.
 
+A model that FSDP2 shards runs on all processes in step: each takes as many rows as the one with most, and those beyond its
+own count for nothing.
+
 The gradient is GRPO's at ratio 1, `-sum_i A_i sum_t grad log pi(y_it)` with TRL's own advantages, at the temperature of
 sampling: the part of TRL's loss that the rewards speak through. KL penalty, entropy bonus and clipping are left out.
 TRL's fused LM head is an autograd function of its own, which capture cannot take apart, so the model's plain forward runs.
@@ -14,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from gradalign.errors import SketchError
 from gradalign.sketch import Capture, Sketcher
-from gradalign_trainer.adapters.trl.measuring.aside import gradients_aside
+from gradalign_trainer.adapters.trl.measuring.engines import engine_of
 from gradalign_trainer.adapters.trl.measuring.groups import Groups, counted
 from gradalign_trainer.curriculum.measured import Measured
 
@@ -46,6 +50,7 @@ class GroupMeter:
         self._model = model = self._accelerator.unwrap_model(trainer.model)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._keeps = "logits_to_keep" in inspect.signature(base.forward).parameters
+        self._engine = engine_of(trainer)
         self._captures = True
 
     def validation(self, parts: Iterable[Groups]) -> Measured:
@@ -77,7 +82,7 @@ class GroupMeter:
 
     def _measured(self, groups: Groups) -> Measured:
         names: Sequence[str] = groups.names
-        sketches = self._accelerator.reduce(self.measure(groups.batch, groups.index, len(names)))
+        sketches = self.measure(groups.batch, groups.index, len(names))
         return Measured(
             problem_ids=names,
             sketches=(sketches / groups.tokens.clamp(min=1)[:, None]).cpu(),
@@ -87,18 +92,25 @@ class GroupMeter:
         )
 
     def measure(self, batch: Mapping[str, Any], groups: Tensor, count: int) -> Tensor:
-        """The gradients of the groups as far as this process holds their rollouts; `.grad` is left as it was.
+        """The gradients of the groups, added over the processes; `.grad` is left as it was. All processes call it together.
 
         Args:
             batch: what TRL's `_generate_and_score_completions` gave.
-            groups: int64 [B], the group of each rollout.
+            groups: int64 [B], the group of each rollout of this process.
             count: how many groups there are.
 
         Returns:
             float32 [count, dim] on the model's device, not yet over the groups' tokens. Zero where no rollout has an
             advantage, or the gradient is not finite (with a warning: it must not stop the run).
         """
-        rows = (batch["advantages"] != 0).nonzero()[:, 0]
+        found = self._sketches(batch, torch.where(batch["advantages"] != 0, groups, -1), count)
+        # Sketches of a sharded model are sums over the processes already.
+        total: Tensor = found if self._engine.shard is not None else self._accelerator.reduce(found)
+        return total
+
+    def _sketches(self, batch: Mapping[str, Any], groups: Tensor, count: int) -> Tensor:
+        """As `measure`, of this process alone where it holds the weights whole; the group of a row without a signal is -1."""
+        rows = self._rows_of(groups >= 0)
         total = torch.zeros(count, self._sketcher.dim, device=groups.device)
         if not len(rows):
             return total
@@ -111,29 +123,39 @@ class GroupMeter:
                     '(GradAlignConfig(alignment="forward") takes no backward of groups, under a run_id of its own.)',
                     error,
                 )
-                total, faulty = self._one_by_one(batch, groups, rows, total)
+                self._engine.recover()
+                total, faulty = self._one_by_one(batch, groups, total)
                 self._captures = bool(faulty)
                 return total
-        return self._one_by_one(batch, groups, rows, total)[0]
+        return self._one_by_one(batch, groups, total)[0]
+
+    def _rows_of(self, wanted: Tensor) -> Tensor:
+        """int64 [n], the rows of a mask [B]; of a sharded model as many on every process, filled up with others."""
+        most = int(wanted.sum())
+        if self._engine.shard is not None:
+            most = max(gather_object([most]))
+        return torch.argsort((~wanted).int(), stable=True)[:most].sort().values
 
     def _captured(self, batch: Mapping[str, Any], groups: Tensor, rows: Tensor, count: int) -> Tensor:
         done: Capture | None = None
         for part in rows.split(self._rows):
             capture = self._sketcher.capture(groups[part], problems=count, keep_grad=False, onto=done)
             with capture:
-                self._loss(batch, part).backward()
+                self._loss(batch, part, groups[part] >= 0).backward()
             done = capture
         assert done is not None
         return done.sketches.float()
 
-    def _one_by_one(self, batch: Mapping[str, Any], groups: Tensor, rows: Tensor, total: Tensor) -> tuple[Tensor, int]:
-        """As `measure`, and how many gradients were not finite."""
-        parameters = [parameter for _, parameter in self._sketcher.named()]
+    def _one_by_one(self, batch: Mapping[str, Any], groups: Tensor, total: Tensor) -> tuple[Tensor, int]:
+        """As `_sketches`, and how many gradients were not finite."""
         faulty = 0
-        for group in groups[rows].unique().tolist():
-            with gradients_aside(parameters):
-                for part in rows[groups[rows] == group].split(self._rows):
-                    self._loss(batch, part).backward()
+        for group in range(len(total)):
+            rows = self._rows_of(groups == group)
+            if not len(rows):
+                continue
+            with self._engine.aside():
+                for part in rows.split(self._rows):
+                    (self._loss(batch, part, groups[part] == group) * self._engine.factor).backward()
                 try:
                     total[group] = self._sketcher.from_grads().to(total)
                 except SketchError as error:
@@ -141,7 +163,8 @@ class GroupMeter:
                     faulty += 1
         return total, faulty
 
-    def _loss(self, batch: Mapping[str, Any], rows: Tensor) -> Tensor:
+    def _loss(self, batch: Mapping[str, Any], rows: Tensor, counts: Tensor) -> Tensor:
+        """The loss of rows, of which those that do not count (bool [rows]) only run along."""
         prompts, completions = batch["prompt_ids"][rows], batch["completion_ids"][rows]
         lived = batch["completion_mask"][rows]
         longest = max(int(lived.any(0).nonzero().max()) + 1 if lived.any() else 1, 1)
@@ -154,5 +177,5 @@ class GroupMeter:
         logits = logits[:, -longest - 1 : -1].float() / self._temperature
         said = torch.log_softmax(logits, dim=-1).gather(-1, completions[..., None])[..., 0]
         kept = counted(batch)[rows, :longest]
-        loss: Tensor = -((said * kept).sum(1) * batch["advantages"][rows]).sum()
+        loss: Tensor = -((said * kept).sum(1) * batch["advantages"][rows] * counts).sum()
         return loss

@@ -50,6 +50,9 @@ class Whole:
         with gradients_aside(self._parameters()):
             yield
 
+    def recover(self) -> None:
+        """Make ready for a forward again, behind one that an error broke off."""
+
     def add_up(self) -> None:
         """Add the gradients over the processes, where the backward has not."""
         for parameter in self._parameters() if self._processes > 1 else ():
@@ -82,6 +85,11 @@ class Fsdp2(Whole):
                 yield
         finally:
             model.set_requires_gradient_sync(self._trainer.accelerator.sync_gradients)
+
+    def recover(self) -> None:
+        """As `Whole`'s."""
+        if hasattr(self._model, "reset_iter_state"):  # torch before 2.13 had no need of it, or no help
+            self._model.reset_iter_state()
 
     def add_up(self) -> None:
         """Nothing: the backward has."""
