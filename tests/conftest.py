@@ -34,7 +34,8 @@ PROJECTION = Projection(dim=8, seed=0, parameters="ab" * 32)
 
 # Files whose single tests take longest, about ten seconds of a core and more: `make test ARGS=--durations=40` names them.
 LONGEST = {
-    *("e2e/test_trl_ranks.py", "e2e/test_trl_docs.py", "e2e/test_trl_deepspeed.py", "e2e/test_commands.py"),
+    *("e2e/test_trl_ranks.py", "e2e/test_trl_ends.py", "e2e/test_trl_docs.py", "e2e/test_trl_deepspeed.py"),
+    "e2e/test_commands.py",
     *("e2e/test_examples.py", "e2e/test_adapters_pages.py", "e2e/test_dashboard_trained.py", "e2e/test_reproduce.py"),
     *("e2e/test_site.py", "faults/test_restart.py", "adapters/test_verl09_engine.py", "adapters/test_verl09_run.py"),
     *("capture/test_capture_sharded.py", "capture/test_capture_sharded_oddly.py"),

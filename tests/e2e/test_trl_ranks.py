@@ -70,7 +70,14 @@ def test_updates_of_two_processes_are_bit_for_bit_what_they_would_be_without_mea
 @LONG
 @pytest.mark.parametrize(
     ("engine", "alignment"),
-    [("ddp", "capture"), ("ddp", "forward"), ("fsdp2", "forward"), ("fsdp2", "capture"), ("zero2", "capture"), ("zero3", "forward")],
+    [
+        ("ddp", "capture"),
+        ("ddp", "forward"),
+        ("fsdp2", "forward"),
+        ("fsdp2", "capture"),
+        ("zero2", "capture"),
+        ("zero3", "forward"),
+    ],
 )
 def test_a_process_without_a_signal_holds_nobody_up(pair, engine, alignment):
     if engine.startswith("zero"):

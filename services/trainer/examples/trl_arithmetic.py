@@ -2,6 +2,7 @@
 
     python services/trainer/examples/trl_arithmetic.py                # weighs each group by its alignment
     python services/trainer/examples/trl_arithmetic.py --plain        # TRL alone, for comparison
+    torchrun --nproc-per-node 2 services/trainer/examples/trl_arithmetic.py      # the same batches on two processes
 
 It needs `pip install -e '.[trl,scorer]'`, no GPU and no download: the base model is trained on the spot and kept, and a
 scorer of its own is started unless --scorer names one.
@@ -16,6 +17,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
@@ -49,7 +52,7 @@ def train(options, policy, world, output, scorer):
         "args": GRPOConfig(
             output_dir=output,
             max_steps=options.steps,
-            per_device_train_batch_size=128,
+            per_device_train_batch_size=128 // PartialState().num_processes,
             num_generations=8,
             max_completion_length=6,
             learning_rate=2e-4,
@@ -98,7 +101,9 @@ def main():
     options = parser.parse_args()
 
     torch.set_num_threads(1)
-    source = base_model(options.cache, BaseTraining(steps=options.base_steps))
+    processes = PartialState(cpu=True)
+    with processes.main_process_first():
+        source = base_model(options.cache, BaseTraining(steps=options.base_steps))
     model = AutoModelForCausalLM.from_pretrained(source)
     tokenizer = AutoTokenizer.from_pretrained(source, padding_side="left")
     world = make_world("inverted", seed=options.seed)
@@ -107,12 +112,14 @@ def main():
         return round(float(exact_pass_rates(model.eval(), tokenizer, world.heldout).mean()), 3)
 
     before = passing()
-    scorer = nullcontext(options.scorer) if options.plain or options.scorer else local_scorer()
-    with scorer as url, tempfile.TemporaryDirectory() as output:
+    given = options.plain or options.scorer or not processes.is_main_process
+    scorer = nullcontext(options.scorer) if given else local_scorer()
+    with scorer as own, tempfile.TemporaryDirectory() as output:
+        (url,) = broadcast_object_list([own])
         history = train(options, (model, tokenizer), world, output, None if options.plain else url)
     figures = {"before": before, "after": passing(), "seconds": round(history[-1]["train_runtime"], 1)}
     arm = "plain" if options.plain else options.use
-    print(json.dumps({"arm": arm, "seed": options.seed, "steps": options.steps, **figures}))
+    processes.print(json.dumps({"arm": arm, "seed": options.seed, "steps": options.steps, **figures}))
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ class GroupMeter:
         return total
 
     def _sketches(self, batch: Mapping[str, Any], groups: Tensor, count: int) -> Tensor:
-        """As `measure`, of this process alone where it holds the weights whole; the group of a row without a signal is -1."""
+        """As `measure`, of this process alone where it holds the weights whole; -1 is the group of rows without a signal."""
         rows = self._rows_of(groups >= 0)
         total = torch.zeros(count, self._sketcher.dim, device=groups.device)
         if not len(rows):

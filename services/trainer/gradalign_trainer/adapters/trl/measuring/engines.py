@@ -88,7 +88,7 @@ class Fsdp2(Whole):
 
     def recover(self) -> None:
         """As `Whole`'s."""
-        if hasattr(self._model, "reset_iter_state"):  # torch before 2.13 had no need of it, or no help
+        if hasattr(self._model, "reset_iter_state"):  # newer than the oldest torch that the package takes
             self._model.reset_iter_state()
 
     def add_up(self) -> None:
