@@ -3,8 +3,9 @@
     python tests/support/trlends.py --alignment capture --steps 40
 
 TRL draws tokens on each process by its own random numbers. Here they belong to the row of the batch over all processes, so
-that a token is another one only where rounding makes it so. How far rounding alone leads says a run on one process that
-takes the batch in two halves: it adds up the same gradients in another order, and differs in nothing else.
+that a token is another one only where rounding makes it so. Where it does, the run is told, and goes on with the rollouts
+of the first one: after another token it would be another training. How far rounding alone leads says a run on one process
+that takes the batch in two halves: it adds up the same gradients in another order, and differs in nothing else.
 """
 
 import argparse
@@ -53,11 +54,12 @@ class Shared(GradAlignGRPOTrainer):
 
     Attributes:
         last: of these trainers.
+        given: what another one said, to go on with; or None.
         began: the weights at first, by name.
-        said: of each generation the updates before it, and the completions of all processes as token ids.
+        said: the completions that each generation drew, of all processes, as token ids.
     """
 
-    last = None
+    last = given = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -73,12 +75,15 @@ class Shared(GradAlignGRPOTrainer):
             found = super()._generate_single_turn(*args, **kwargs)
         finally:
             del model.generate
-        self.said.append((self.state.global_step, gather_object(found[0])))
-        return found
+        self.said.append(gather_object(found[0]))
+        rows = self.accelerator.process_index * len(found[0])
+        taken = self.said if self.given is None else self.given
+        return taken[len(self.said) - 1][rows : rows + len(found[0])], found[1]
 
 
-def run(engine, output, arguments):
+def run(engine, output, given, arguments):
     """Run the example in this process, one of those of its engine; the first writes what it ended with."""
+    Shared.given = torch.load(given)["said"] if given else None
     spec = importlib.util.spec_from_file_location("trl_arithmetic", EXAMPLE)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
@@ -102,10 +107,15 @@ def run(engine, output, arguments):
 
 
 def ended(engine, folder, arguments):
-    """What the example ended with by an engine: `weights`, how far they `moved`, `said`, `log`, and the line it `told`."""
+    """What the example ended with by an engine: `weights`, how far they `moved`, `said`, `log`, and the line it `told`.
+
+    All but `one` go on with the rollouts of `one`, which comes first.
+    """
     output = Path(folder, f"{engine}.pt")
     two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if engine in ("ddp", "fsdp2") else []
     command = [sys.executable, *two, __file__, "--engine", engine, "--output", str(output), *arguments]
+    if engine != "one":
+        command += ["--given", str(Path(folder, "one.pt"))]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     return {**torch.load(output), "told": json.loads(ran.stdout.splitlines()[-1])}
@@ -121,23 +131,18 @@ def apart(one, other):
     """How far two runs ended from each other.
 
     Returns:
-        `rollouts`: the share that are not the same token by token. `updates`: how many were made before the first of these.
-        `weights`: `distance` of the models' weights at the end. And the largest difference of each figure in these updates.
+        `draws`: the share of rollouts that were drawn otherwise. `weights`: `distance` of the models' weights. And the
+        largest difference of each figure in any update.
     """
-    pairs = [
-        (step, a != b)
-        for (step, ours), (_, theirs) in zip(one["said"], other["said"], strict=True)
+    draws = [
+        a != b
+        for ours, theirs in zip(one["said"], other["said"], strict=True)
         for a, b in zip(ours, theirs, strict=True)
     ]
-    updates = min((step for step, differs in pairs if differs), default=one["told"]["steps"])
-    found = {
-        "rollouts": sum(differs for _, differs in pairs) / len(pairs),
-        "updates": updates,
-        "weights": distance(one["weights"], other["weights"]),
-    }
+    found = {"draws": sum(draws) / len(draws), "weights": distance(one["weights"], other["weights"])}
     for name in ("reward", "grad_norm", "gradalign/alignment", "gradalign/weight"):
-        logs = [[entry[name] for entry in each["log"] if name in entry][:updates] for each in (one, other)]
-        found[name] = max((abs(a - b) for a, b in zip(*logs, strict=True)), default=0.0)
+        logs = [[entry[name] for entry in each["log"] if name in entry] for each in (one, other)]
+        found[name] = max(abs(a - b) for a, b in zip(*logs, strict=True))
     return found
 
 
@@ -146,9 +151,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=ENGINES)
     parser.add_argument("--output")
+    parser.add_argument("--given")
     options, arguments = parser.parse_known_args()
     if options.engine:
-        run(options.engine, options.output, arguments)
+        run(options.engine, options.output, options.given, arguments)
         return
     with tempfile.TemporaryDirectory() as folder:
         one = ended("one", folder, arguments)

@@ -47,9 +47,12 @@ def batch():
 
 
 def meter(model, rows):
-    alone = SimpleNamespace(unwrap_model=lambda model: model, autocast=contextlib.nullcontext)
+    def same(value):
+        return value
+
+    alone = SimpleNamespace(unwrap_model=same, reduce=same, autocast=contextlib.nullcontext, num_processes=1)
     args = SimpleNamespace(per_device_train_batch_size=rows)
-    trainer = SimpleNamespace(model=model, accelerator=alone, args=args, temperature=0.7)
+    trainer = SimpleNamespace(model=model, accelerator=alone, args=args, temperature=0.7, is_fsdp_enabled=False)
     return GroupMeter(trainer, Sketcher(model, dim=64))
 
 
