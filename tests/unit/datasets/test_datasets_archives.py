@@ -9,8 +9,8 @@ import pyarrow
 import pytest
 
 from gradalign_trainer.datasets import DataError, load_problems
-from gradalign_trainer.rank.outputs import read_problem_file
-from gradalign_trainer.rank.responses import read_responses
+from gradalign_trainer.rank.steps.outputs import read_problem_file
+from gradalign_trainer.rank.steps.responses import read_responses
 
 ROWS = [{"id": f"p{number}", "prompt": f"{number}+1=", "answer": str(number + 1)} for number in range(3000)]
 TEXT = "".join(json.dumps(row) + "\n" for row in ROWS).encode()

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from gradalign.errors import GradAlignError
-from gradalign_trainer.rank.gradient import Row, Rule
-from gradalign_trainer.rank.ledger import Ledger, Measurement
-from gradalign_trainer.rank.responses import parse_group_id, sort_key, wire_id
-from gradalign_trainer.rank.scoring import rank_order, spearman
+from gradalign_trainer.rank.steps.gradient import Row, Rule
+from gradalign_trainer.rank.steps.ledger import Ledger, Measurement
+from gradalign_trainer.rank.steps.responses import parse_group_id, sort_key, wire_id
+from gradalign_trainer.rank.steps.scoring import rank_order, spearman
 
 
 @pytest.mark.parametrize(

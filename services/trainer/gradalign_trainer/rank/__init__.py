@@ -1,4 +1,4 @@
 """`gradalign rank`: the reference implementation's files in, its files out, with this project's gradients and scorer.
 
-May import grpo, datasets and the curriculum. A change here keeps the reference's files, and the same bytes after a resume.
+May import its steps, and the workers that share them. A change here keeps the plain command's files to the byte.
 """

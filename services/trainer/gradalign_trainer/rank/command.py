@@ -12,8 +12,8 @@ from gradalign.wire.matrix import SENT_DTYPES
 from gradalign.wire.messages import SKETCH_STRATEGIES
 
 if TYPE_CHECKING:
-    from gradalign_trainer.rank.run import RankReport
-    from gradalign_trainer.rank.settings import RankSettings
+    from gradalign_trainer.rank.steps.report import RankReport
+    from gradalign_trainer.rank.steps.settings import RankSettings
 
 __all__ = ["RankCommand"]
 
@@ -89,8 +89,8 @@ def count(text: str) -> int:
 
 
 def _settings(args: argparse.Namespace) -> RankSettings:
-    from gradalign_trainer.rank.gradient import Rule
-    from gradalign_trainer.rank.settings import RankSettings
+    from gradalign_trainer.rank.steps.gradient import Rule
+    from gradalign_trainer.rank.steps.settings import RankSettings
 
     name = args.normalization or ("reference" if args.exact else "group")
     rule = Rule(name, args.rows_per_backward, args.mini_batch, args.ranks)

@@ -7,10 +7,10 @@ import io
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, NamedTuple
 
 from gradalign_trainer.datasets.records.schema import DataError
+from gradalign_trainer.datasets.sources.remote import Source
 
 __all__ = ["COMPRESSED", "Contents", "open_contents"]
 
@@ -32,7 +32,7 @@ class Contents(NamedTuple):
     file: IO[bytes]
     passed: Callable[[], int]
 
-    def lines(self, path: Path) -> Iterator[tuple[int, bytes]]:
+    def lines(self, path: Source) -> Iterator[tuple[int, bytes]]:
         """Yield the number and the bytes of every line.
 
         Raises:
@@ -45,7 +45,7 @@ class Contents(NamedTuple):
         except (EOFError, zlib.error, OSError) as error:
             raise _damaged(path, number + 1, error) from error
 
-    def whole(self, path: Path) -> bytes:
+    def whole(self, path: Source) -> bytes:
         """All of it.
 
         Raises:
@@ -60,7 +60,7 @@ class Contents(NamedTuple):
         return read
 
 
-def _damaged(path: Path, line: int, error: Exception) -> DataError:
+def _damaged(path: Source, line: int, error: Exception) -> DataError:
     return DataError(
         f"{path}:{line}: the file cannot be read from here on: {error}. Expected a whole gzip or Zstandard file, or one "
         "that is not compressed; copy it anew."
@@ -68,7 +68,7 @@ def _damaged(path: Path, line: int, error: Exception) -> DataError:
 
 
 @contextmanager
-def open_contents(path: Path) -> Iterator[Contents]:
+def open_contents(path: Source) -> Iterator[Contents]:
     """Open a file of records, uncompressed while it is read, whatever its ending.
 
     Raises:

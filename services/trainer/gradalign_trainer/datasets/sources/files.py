@@ -10,6 +10,7 @@ from typing import Any
 
 from gradalign_trainer.datasets.records.schema import BadRecord, DataError, Place
 from gradalign_trainer.datasets.sources.archives import COMPRESSED, open_contents
+from gradalign_trainer.datasets.sources.remote import Source
 from gradalign_trainer.problems import Problem
 from gradalign_trainer.settings import nearest
 
@@ -44,7 +45,7 @@ def expand(path: str, kind: str) -> list[Path]:
     return found
 
 
-def read_jsonl(path: Path, advance: Advance) -> Iterator[tuple[Place, Any]]:
+def read_jsonl(path: Source, advance: Advance) -> Iterator[tuple[Place, Any]]:
     """Yield the place and the decoded record of every line; a `BadRecord` where a line is no JSON.
 
     Blank lines are passed over; gzip and Zstandard are read as what they hold. `advance` is told of bytes on the disk.
@@ -69,7 +70,7 @@ def read_jsonl(path: Path, advance: Advance) -> Iterator[tuple[Place, Any]]:
                 yield place, record
 
 
-def read_parquet(path: Path, advance: Advance) -> Iterator[tuple[Place, Any]]:
+def read_parquet(path: Source, advance: Advance) -> Iterator[tuple[Place, Any]]:
     """Yield the place and the record of every row, decoding a thousand at a time. `advance` is told of bytes, in steps.
 
     Raises:
@@ -80,7 +81,7 @@ def read_parquet(path: Path, advance: Advance) -> Iterator[tuple[Place, Any]]:
 
     size, row = path.stat().st_size, 0
     try:
-        with parquet.ParquetFile(path) as file:
+        with path.open("rb") as raw, parquet.ParquetFile(raw) as file:
             rows = max(file.metadata.num_rows, 1)
             for batch in file.iter_batches(batch_size=PARQUET_ROWS):
                 for record in batch.to_pylist():

@@ -11,7 +11,8 @@ from typing import Any
 from gradalign.wire.checks import shown
 from gradalign_trainer.datasets.records.schema import BadRecord, DataError, Place
 from gradalign_trainer.datasets.sources.files import read_jsonl, read_parquet
-from gradalign_trainer.rank.responses import GroupId, parse_group_id
+from gradalign_trainer.datasets.sources.remote import Source
+from gradalign_trainer.rank.steps.responses import GroupId, parse_group_id
 
 __all__ = ["ProblemFile", "read_problem_file", "write_lines", "write_selected"]
 
@@ -28,7 +29,9 @@ class ProblemFile:
         dropped: records left out that repeat the index of an earlier one.
     """
 
-    def __init__(self, path: Path, records: Mapping[GroupId, Any], bad: Sequence[BadRecord], dropped: int = 0) -> None:
+    def __init__(
+        self, path: Source, records: Mapping[GroupId, Any], bad: Sequence[BadRecord], dropped: int = 0
+    ) -> None:
         self.path, self.records, self.bad, self.dropped = path, records, tuple(bad), dropped
 
     def check(self, wanted: Iterable[GroupId]) -> None:
@@ -41,7 +44,7 @@ class ProblemFile:
             )
 
 
-def read_problem_file(path: Path, *, drop_duplicates: bool = False) -> ProblemFile:
+def read_problem_file(path: Source, *, drop_duplicates: bool = False) -> ProblemFile:
     """Read verl's JSONL or Parquet, keeping records as they are.
 
     Args:
@@ -83,7 +86,7 @@ def read_problem_file(path: Path, *, drop_duplicates: bool = False) -> ProblemFi
     return ProblemFile(path, records, bad, dropped)
 
 
-def _records(path: Path) -> Iterator[tuple[Place, Any]]:
+def _records(path: Source) -> Iterator[tuple[Place, Any]]:
     read = read_parquet if path.suffix == ".parquet" else read_jsonl
     return read(path, lambda amount: None)  # noqa: ARG005
 

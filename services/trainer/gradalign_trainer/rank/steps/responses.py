@@ -11,24 +11,57 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from gradalign.wire.checks import shown
 from gradalign_trainer.datasets.records.schema import BadRecord, DataError, Place
 from gradalign_trainer.datasets.sources.archives import open_contents
-from gradalign_trainer.datasets.sources.files import read_jsonl, read_parquet
+from gradalign_trainer.datasets.sources.files import Advance, read_jsonl, read_parquet
+from gradalign_trainer.datasets.sources.remote import Source
 from gradalign_trainer.numerals import as_integer, as_number
 from gradalign_trainer.reporting.progress import TellsProgress, no_progress
 
-__all__ = ["GroupId", "ResponseFile", "ResponseGroup", "parse_group_id", "read_responses", "sort_key", "wire_id"]
+__all__ = [
+    "GroupId",
+    "Response",
+    "ResponseFile",
+    "ResponseGroup",
+    "again",
+    "none_fits",
+    "parse_group_id",
+    "parse_response",
+    "read_responses",
+    "response_records",
+    "sort_key",
+    "wire_id",
+]
 
 GroupId: TypeAlias = int | str
 LONGEST_ID = 256  # characters, as the wire has it
 SHOWN = 5
 _REWARDS = ("passed", "is_correct", "reward")
+
+
+class Response(NamedTuple):
+    """A record of a file.
+
+    Attributes:
+        group_id: of its problem.
+        sample: tells it from the others of its group, hashable; None where the record has none.
+        prompt: what the model was given.
+        response: what it said.
+        reward: of it.
+    """
+
+    group_id: GroupId
+    sample: Any
+    prompt: str
+    response: str
+    reward: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +97,7 @@ class ResponseFile:
         bad: records left out.
     """
 
-    path: Path
+    path: Source
     groups: tuple[ResponseGroup, ...]
     records: int
     bad: tuple[BadRecord, ...]
@@ -80,7 +113,7 @@ def wire_id(group_id: GroupId) -> str:
     return f"{group_id:012d}" if isinstance(group_id, int) else group_id
 
 
-def read_responses(path: Path, *, progress: TellsProgress = no_progress) -> ResponseFile:
+def read_responses(path: Source, *, progress: TellsProgress = no_progress) -> ResponseFile:
     """Read a file of scored responses: a JSON list, JSONL or Parquet, told apart by content and ending.
 
     JSON may be compressed by gzip or Zstandard.
@@ -88,40 +121,59 @@ def read_responses(path: Path, *, progress: TellsProgress = no_progress) -> Resp
     Raises:
         DataError: the file is not there, or none of its records fits.
     """
-    if not path.is_file():
-        raise DataError(
-            f"{path} is no file; expected responses as a JSON list, JSONL or Parquet, seen from {Path.cwd()}."
-        )
     rows: dict[GroupId, list[tuple[str, str, float]]] = {}
     seen: dict[tuple[GroupId, Any], Place] = {}
     bad: list[BadRecord] = []
     count = 0
-    with progress(f"reading {path.name}", path.stat().st_size) as advance:
-        for place, record in _records(path, advance):
+    with response_records(path, progress) as records:
+        for place, record in records:
             count += 1
-            try:
-                group_id, row = _parsed(record, place, seen)
-            except _Bad as error:
-                bad.append(error.record)
+            parsed = parse_response(record, place)
+            if isinstance(parsed, BadRecord):
+                bad.append(parsed)
                 continue
-            rows.setdefault(group_id, []).append(row)
+            if parsed.sample is not None:
+                first = seen.setdefault((parsed.group_id, parsed.sample), place)
+                if first is not place:
+                    bad.append(again(parsed.group_id, parsed.sample, place, first))
+                    continue
+            rows.setdefault(parsed.group_id, []).append(parsed[2:])
     groups = tuple(
         ResponseGroup(group_id, *map(tuple, zip(*rows[group_id], strict=True)))
         for group_id in sorted(rows, key=sort_key)
     )
     if not groups:
-        listing = "".join(f"\n  {each}" for each in bad[:SHOWN])
-        raise DataError(f"{path}: none of its {count} records is a scored response.{listing}", bad)
+        raise none_fits(path, count, bad)
     return ResponseFile(path, groups, count, tuple(bad))
 
 
-class _Bad(Exception):
-    def __init__(self, place: Place, message: str) -> None:
-        super().__init__(message)
-        self.record = BadRecord(place, message)
+def none_fits(path: Source, records: int, bad: Sequence[BadRecord]) -> DataError:
+    """The error of a file of which no record fits; the first bad ones are in the message."""
+    listing = "".join(f"\n  {each}" for each in bad[:SHOWN])
+    return DataError(f"{path}: none of its {records} records is a scored response.{listing}", bad)
 
 
-def _records(path: Path, advance: Any) -> Iterator[tuple[Place, Any]]:
+def again(group_id: GroupId, sample: Any, place: Place, first: Place) -> BadRecord:
+    """A record whose group and sample were there before."""
+    return BadRecord(place, f"group_id {group_id!r}, sample_id {shown(sample)} again; the first is at {first}.")
+
+
+@contextmanager
+def response_records(path: Source, progress: TellsProgress) -> Iterator[Iterator[tuple[Place, Any]]]:
+    """The records of a file with their places, as a stream; a JSON list alone is read whole first.
+
+    Raises:
+        DataError: the file is not there; or in the block, it is damaged.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"{path} is no file; expected responses as a JSON list, JSONL or Parquet, seen from {Path.cwd()}."
+        )
+    with progress(f"reading {path.name}", path.stat().st_size or None) as advance:
+        yield _records(path, advance)
+
+
+def _records(path: Source, advance: Advance) -> Iterator[tuple[Place, Any]]:
     if path.suffix == ".parquet":
         return read_parquet(path, advance)
     with open_contents(path) as contents:
@@ -129,7 +181,7 @@ def _records(path: Path, advance: Any) -> Iterator[tuple[Place, Any]]:
     return _json_list(path, advance) if start.startswith(b"[") else read_jsonl(path, advance)
 
 
-def _json_list(path: Path, advance: Any) -> Iterator[tuple[Place, Any]]:
+def _json_list(path: Source, advance: Advance) -> Iterator[tuple[Place, Any]]:
     """The elements of a JSON list, each with the line it begins on; where the JSON breaks, that line as a bad record."""
     with open_contents(path) as contents:
         text = contents.whole(path).decode("utf-8-sig", errors="replace")
@@ -153,29 +205,37 @@ def _json_list(path: Path, advance: Any) -> Iterator[tuple[Place, Any]]:
         at = end
 
 
-def _parsed(
-    record: Any, place: Place, seen: dict[tuple[GroupId, Any], Place]
-) -> tuple[GroupId, tuple[str, str, float]]:
-    if isinstance(record, BadRecord):
-        raise _Bad(place, record.message)
+class _Bad(Exception):
+    pass
+
+
+def parse_response(record: Any, place: Place) -> Response | BadRecord:
+    """The response of a record, or what is wrong with it. A sample that is a list or an object counts as none.
+
+    Args:
+        record: as decoded, or the bad record that its line was.
+        place: where it stands.
+    """
+    try:
+        return record if isinstance(record, BadRecord) else _parsed(record)
+    except _Bad as error:
+        return BadRecord(place, str(error))
+
+
+def _parsed(record: Any) -> Response:
     if not isinstance(record, Mapping):
-        raise _Bad(place, f'the record is {shown(record)}; expected {{"group_id": 0, "prompt": "...", ...}}.')
+        raise _Bad(f'the record is {shown(record)}; expected {{"group_id": 0, "prompt": "...", ...}}.')
     group_id = parse_group_id(record.get("group_id"))
     if group_id is None:
-        raise _Bad(place, f"group_id = {shown(record.get('group_id'))}; expected a number from 0, or a text up to 256.")
+        raise _Bad(f"group_id = {shown(record.get('group_id'))}; expected a number from 0, or a text up to 256.")
     texts = []
     for name in ("prompt", "response"):
         value = record.get(name)
         if not isinstance(value, str) or (name == "prompt" and not value):
-            raise _Bad(place, f"{name} = {shown(value)}; expected the text as the model was given it or gave it.")
+            raise _Bad(f"{name} = {shown(value)}; expected the text as the model was given it or gave it.")
         texts.append(value)
-    reward = _reward(record, place)
     sample = record.get("sample_id")
-    if sample is not None and not isinstance(sample, (list, dict)):
-        earlier = seen.setdefault((group_id, sample), place)
-        if earlier is not place:
-            raise _Bad(place, f"group_id {group_id!r}, sample_id {shown(sample)} again; the first is at {earlier}.")
-    return group_id, (texts[0], texts[1], reward)
+    return Response(group_id, None if isinstance(sample, (list, dict)) else sample, *texts, _reward(record))
 
 
 def parse_group_id(value: Any) -> GroupId | None:
@@ -188,14 +248,12 @@ def parse_group_id(value: Any) -> GroupId | None:
     return value if isinstance(value, str) else None
 
 
-def _reward(record: Mapping[str, Any], place: Place) -> float:
+def _reward(record: Mapping[str, Any]) -> float:
     name = next((name for name in _REWARDS if record.get(name) is not None), None)
     if name is None:
-        raise _Bad(
-            place, f"there is no reward; expected one of {', '.join(_REWARDS)}. The record has {', '.join(record)}."
-        )
+        raise _Bad(f"there is no reward; expected one of {', '.join(_REWARDS)}. The record has {', '.join(record)}.")
     value = record[name]
     number = value if isinstance(value, bool) else as_number(value)
     if number is None or not math.isfinite(number):
-        raise _Bad(place, f"{name} = {shown(value)}; expected true, false or a finite number.")
+        raise _Bad(f"{name} = {shown(value)}; expected true, false or a finite number.")
     return float(number)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradalign_trainer.grpo.generation import RolloutBatch
 from gradalign_trainer.grpo.loss import advantages, completion_logprobs
-from gradalign_trainer.rank.responses import ResponseGroup
+from gradalign_trainer.rank.steps.responses import ResponseGroup
 
 __all__ = ["REFERENCE_EPSILON", "RULES", "Piece", "Row", "Rule", "add_gradient", "encode"]
 

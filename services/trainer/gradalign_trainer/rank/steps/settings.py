@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from gradalign.errors import GradAlignError
-from gradalign_trainer.rank.gradient import Rule
+from gradalign_trainer.datasets.sources.remote import RemoteFile, Source
+from gradalign_trainer.rank.steps.gradient import Rule
 
-__all__ = ["NEEDS_NO_VALIDATION", "RankSettings"]
+__all__ = ["NEEDS_NO_VALIDATION", "RankSettings", "digest"]
 
 NEEDS_NO_VALIDATION = ("norm", "learnalign", "accgreedy", "accuracy_band", "random", "posterior")
 WEIGHTS = ("*.safetensors", "*.bin", "config.json")
@@ -44,12 +45,12 @@ class RankSettings:
     """
 
     model: str
-    train: Path
-    validation: Path | None
+    train: Source
+    validation: Source | None
     out: Path
     strategy: str = "cosine"
     select: int | None = None
-    problems: Path | None = None
+    problems: Source | None = None
     duplicates: str = "refuse"
     selected: Path | None = None
     url: str | None = None
@@ -91,7 +92,7 @@ class RankSettings:
         return self.out.with_name("accuracy_by_problem.jsonl")
 
     @property
-    def against(self) -> Path | None:
+    def against(self) -> Source | None:
         """Responses whose pooled gradient is taken exactly; of LearnAlign the candidates' own."""
         if not self.exact:
             return None
@@ -101,8 +102,8 @@ class RankSettings:
         """What the measurements depend on, in plain values; files by content, weights by size and time."""
         return {
             "model": _model_state(self.model),
-            "train": _digest(self.train),
-            "validation": None if self.validation is None else _digest(self.validation),
+            "train": digest(self.train),
+            "validation": None if self.validation is None else digest(self.validation),
             "against": None if self.against is None else ("train" if self.against == self.train else "validation"),
             "rule": [
                 self.rule.name,
@@ -116,9 +117,12 @@ class RankSettings:
         }
 
 
-def _digest(path: Path) -> str:
+def digest(path: Source) -> str:
+    """What changes with the content of a file: its SHA-256, or what its place tells where it is elsewhere."""
     if not path.is_file():
         return "missing"
+    if isinstance(path, RemoteFile):
+        return path.identity()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gradalign.errors import GradAlignError
 
-__all__ = ["Ledger", "Measurement"]
+__all__ = ["Ledger", "Measurement", "check_settings"]
 
 Row = npt.NDArray[np.float32]
 
@@ -65,29 +65,10 @@ class Ledger:
             _refuse_to_lose(folder)
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        self._check(dict(settings))
+        check_settings(folder, settings)
         self._read()
         self._lines = (folder / "groups.jsonl").open("ab")
         self._rows = (folder / "sketches.bin").open("ab")
-
-    def _check(self, settings: dict[str, Any]) -> None:
-        place = self._folder / "settings.json"
-        if not place.exists():
-            beside = place.with_suffix(".new")
-            beside.write_text(json.dumps(settings, sort_keys=True))
-            os.replace(beside, place)
-            return
-        kept = json.loads(place.read_text())
-        changed = [
-            f"{name} was {kept.get(name)!r} and is {settings.get(name)!r}"
-            for name in sorted(kept.keys() | settings.keys())
-            if kept.get(name) != json.loads(json.dumps(settings.get(name)))
-        ]
-        if changed:
-            raise GradAlignError(
-                f"{self._folder} holds the progress of another ranking: {'; '.join(changed)}. Give the settings of "
-                "that one, or delete the folder to begin anew."
-            )
 
     def _read(self) -> None:
         lines, rows = self._folder / "groups.jsonl", self._folder / "sketches.bin"
@@ -142,6 +123,35 @@ class Ledger:
         """Close and delete the files: the ranking is complete."""
         self.close()
         shutil.rmtree(self._folder)
+
+
+def check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write what measurements depend on into their folder, or hold what stands there against it.
+
+    Args:
+        folder: of the measurements; it exists.
+        settings: as JSON holds them.
+
+    Raises:
+        GradAlignError: other settings stand there; the message names them.
+    """
+    place = folder / "settings.json"
+    if not place.exists():
+        beside = place.with_suffix(".new")
+        beside.write_text(json.dumps(dict(settings), sort_keys=True))
+        os.replace(beside, place)
+        return
+    kept = json.loads(place.read_text())
+    changed = [
+        f"{name} was {kept.get(name)!r} and is {settings.get(name)!r}"
+        for name in sorted(kept.keys() | settings.keys())
+        if kept.get(name) != json.loads(json.dumps(settings.get(name)))
+    ]
+    if changed:
+        raise GradAlignError(
+            f"{folder} holds the progress of another ranking: {'; '.join(changed)}. Give the settings of that one, or "
+            "delete the folder to begin anew."
+        )
 
 
 def _refuse_to_lose(folder: Path) -> None:
