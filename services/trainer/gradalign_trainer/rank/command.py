@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.console import Console
 
+from gradalign.errors import GradAlignError
 from gradalign.wire.matrix import SENT_DTYPES
 from gradalign.wire.messages import SKETCH_STRATEGIES
 
 if TYPE_CHECKING:
+    from gradalign_trainer.datasets.sources.remote import Source
     from gradalign_trainer.rank.steps.report import RankReport
     from gradalign_trainer.rank.steps.settings import RankSettings
 
@@ -27,8 +30,14 @@ class RankCommand:
         """Add the arguments."""
         add = parser.add_argument
         add("--model", required=True, metavar="PATH", help="folder or hub id of the policy that gave the responses")
-        add("--train", required=True, type=Path, metavar="FILE", help="scored responses: JSON list, JSONL or Parquet")
-        add("--validation", type=Path, metavar="FILE", help="the same of the trusted problems")
+        add(
+            "--train",
+            required=True,
+            type=_source,
+            metavar="FILE",
+            help="scored responses: JSON list, JSONL or Parquet, or the URL of one",
+        )
+        add("--validation", type=_source, metavar="FILE", help="the same of the trusted problems")
         add(
             "--out",
             required=True,
@@ -38,7 +47,7 @@ class RankCommand:
         )
         add("--strategy", default="cosine", choices=SKETCH_STRATEGIES, help="the scorer's rule (cosine)")
         add("--select", type=count, metavar="N", help="also write the best N problems; needs --problems")
-        add("--problems", type=Path, metavar="FILE", help="the candidates, verl's JSONL or Parquet")
+        add("--problems", type=_source, metavar="FILE", help="the candidates, verl's JSONL or Parquet")
         add(
             "--duplicates",
             default="refuse",
@@ -59,6 +68,21 @@ class RankCommand:
         add("--seed", type=int, default=0, help="of the projection (0)")
         add("--device", default="auto", help="auto, cpu, cuda (auto)")
         add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the model (float32)")
+        add("--threads", type=count, metavar="N", help="of a process on a CPU (all cores; of a worker 1)")
+        add(
+            "--ray",
+            nargs="?",
+            const="",
+            metavar="ADDRESS",
+            help="share the work among actors of this Ray cluster; without an address, of one started here",
+        )
+        add(
+            "--workers",
+            type=count,
+            metavar="N",
+            help="actors of Ray (one a GPU; without GPUs, one for --threads cores)",
+        )
+        add("--groups-per-task", type=count, default=16, metavar="N", help="problems that a worker takes at once (16)")
         add("--resume", action="store_true", help="go on where an interrupted ranking stopped")
 
     def run(self, args: argparse.Namespace) -> int:
@@ -69,14 +93,12 @@ class RankCommand:
         """
         import logging
 
-        from gradalign_trainer.rank.run import run_ranking
         from gradalign_trainer.reporting.console import log_to
-        from gradalign_trainer.reporting.progress import show_progress
 
         console = Console(stderr=True)
         log_to(console, logging.INFO)
-        report = run_ranking(_settings(args), progress=show_progress)
-        for line in _lines(report):
+        report = _ranked(args)
+        for line in _lines(report) if report else ():
             Console().print(line, highlight=False, soft_wrap=True)
         return 0
 
@@ -86,6 +108,36 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}; expected at least 1")
     return value
+
+
+def _source(text: str) -> Source:
+    from gradalign_trainer.datasets.sources.remote import source
+
+    return source(text)
+
+
+def _ranked(args: argparse.Namespace) -> RankReport | None:
+    """What the ranking did; None where another process of it tells."""
+    from gradalign_trainer.rank.distributed.ranks import Ranks, by_torchrun
+    from gradalign_trainer.rank.run import run_ranking
+    from gradalign_trainer.reporting.progress import show_progress
+
+    settings, launched = _settings(args), by_torchrun()
+    if args.workers is not None and args.ray is None:
+        raise GradAlignError("--workers was given without --ray; it counts the actors of Ray.")
+    if launched and args.ray is not None:
+        raise GradAlignError(
+            "--ray was given under torchrun; expected one of them to share the work. Run it by python."
+        )
+    if not launched and args.ray is None:
+        return run_ranking(settings, progress=show_progress)
+    from gradalign_trainer.rank.distributed.actors import RayWorkers
+    from gradalign_trainer.rank.distributed.run import Workers, run_shared
+
+    threads = settings.threads or 1
+    settings = replace(settings, threads=threads)
+    workers: Workers = Ranks(settings, threads) if launched else RayWorkers(settings, args.ray, args.workers, threads)
+    return run_shared(settings, workers, groups_per_task=args.groups_per_task, progress=show_progress)
 
 
 def _settings(args: argparse.Namespace) -> RankSettings:
@@ -109,7 +161,7 @@ def _settings(args: argparse.Namespace) -> RankSettings:
         "exact",
         "dim",
     )
-    named = {key: getattr(args, key) for key in (*taken, "seed", "device", "dtype", "max_length", "resume")}
+    named = {key: getattr(args, key) for key in (*taken, "seed", "device", "dtype", "max_length", "threads", "resume")}
     return RankSettings(**named, rule=rule, normalize=args.normalize_advantages)
 
 

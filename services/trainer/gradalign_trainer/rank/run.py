@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from gradalign import Client
@@ -44,6 +45,8 @@ def run_ranking(settings: RankSettings, *, progress: TellsProgress = no_progress
     Raises:
         GradAlignError: files, settings or scorer do not fit.
     """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     train = open_responses(settings.train, progress)
     validation = None if settings.validation is None else open_responses(settings.validation, progress)
     problems = None if settings.problems is None else open_problems(settings.problems, settings.duplicates)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,7 +18,7 @@ from gradalign_trainer.datasets.records.schema import BadRecord
 from gradalign_trainer.datasets.sources.remote import Source
 from gradalign_trainer.grpo.models import load_policy, pick_device
 from gradalign_trainer.rank.steps.outputs import ProblemFile, read_problem_file
-from gradalign_trainer.rank.steps.responses import ResponseFile, read_responses
+from gradalign_trainer.rank.steps.responses import GroupId, ResponseFile, read_responses
 from gradalign_trainer.rank.steps.settings import RankSettings
 from gradalign_trainer.reporting.progress import TellsProgress
 
@@ -69,13 +69,18 @@ def warn_of_bad(path: Source, first: Sequence[BadRecord], count: int, records: i
         logger.warning("%s: left out %d of %d records:%s%s", path, count, records, listing, more)
 
 
-def open_problems(path: Source, duplicates: str) -> ProblemFile:
+def open_problems(path: Source, duplicates: str, *, keep: Container[GroupId] | None = None) -> ProblemFile:
     """The problems; says what it left out.
+
+    Args:
+        path: of the file.
+        duplicates: `refuse` or `drop`.
+        keep: of which the records are kept; None for all.
 
     Raises:
         DataError: they cannot be read.
     """
-    file = read_problem_file(path, drop_duplicates=duplicates == "drop")
+    file = read_problem_file(path, drop_duplicates=duplicates == "drop", keep=keep)
     if file.dropped:
         logger.warning(
             "%s: dropped %d of %d problems, which repeat the extra_info.index of an earlier one.",

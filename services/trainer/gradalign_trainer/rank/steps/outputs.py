@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,15 @@ class ProblemFile:
             )
 
 
-def read_problem_file(path: Source, *, drop_duplicates: bool = False) -> ProblemFile:
+def read_problem_file(
+    path: Source, *, drop_duplicates: bool = False, keep: Container[GroupId] | None = None
+) -> ProblemFile:
     """Read verl's JSONL or Parquet, keeping records as they are.
 
     Args:
         path: of the file.
         drop_duplicates: keep the first record of every index.
+        keep: indices of which the record is kept, None standing for the others; None for all.
 
     Raises:
         DataError: the file cannot be read, no record has an index, or two have the same.
@@ -78,7 +81,8 @@ def read_problem_file(path: Source, *, drop_duplicates: bool = False) -> Problem
                 "problem by it, so it must be distinct. To keep the first of each, say --duplicates drop."
             )
         else:
-            records[index], places[index] = record, place
+            records[index] = record if keep is None or index in keep else None
+            places[index] = place
     if not records:
         raise DataError(
             f"{path} has no problem with an index.{''.join(f'{chr(10)}  {each}' for each in bad[:SHOWN])}", bad

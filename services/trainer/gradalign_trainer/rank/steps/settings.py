@@ -41,6 +41,7 @@ class RankSettings:
         device: `auto`, `cpu`, `cuda`.
         dtype: of the model: `float32`, `bfloat16` or `float16`.
         max_length: tokens of prompt and response; what is longer is cut.
+        threads: of a process on a CPU, on which bits depend; None for those that torch takes.
         resume: go on from an interrupted ranking.
     """
 
@@ -63,6 +64,7 @@ class RankSettings:
     device: str = "auto"
     dtype: str = "float32"
     max_length: int = 4096
+    threads: int | None = None
     resume: bool = False
 
     def __post_init__(self) -> None:
