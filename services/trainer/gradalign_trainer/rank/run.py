@@ -166,7 +166,7 @@ def _write(
     if problems is None:
         return [], files
     selected = [groups[key].group_id for key in rank_order(ranked.priorities)[: settings.select]]
-    folder = settings.selected or settings.out.with_name("selected")
+    folder = settings.selected_folder
     write_selected(folder, problems, selected)
     return selected, [*files, folder / "train.jsonl", folder / "train.parquet"]
 

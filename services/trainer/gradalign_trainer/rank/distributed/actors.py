@@ -220,7 +220,10 @@ class RayWorkers:
         if not done:
             self._check_patience()
             return None
-        return self._started(done[0]) if done[0] in self._starting else self._finished(done[0])
+        if done[0] in self._running:
+            return self._finished(done[0])
+        self._started(done[0])
+        return None
 
     def _started(self, reference: Any) -> None:
         worker = self._starting.pop(reference)
@@ -284,8 +287,8 @@ class RayWorkers:
         if time.monotonic() - self._alive_at < START_LIMIT:
             return
         raise GradAlignError(
-            f"no worker began within {START_LIMIT:.0f} s. Expected {'a GPU' if self._of_worker.device == 'cuda' else 'CPUs'} "
-            f"for each; the cluster has free {self._ray.available_resources()}. --resume goes on from what is measured."
+            f"no worker began within {START_LIMIT:.0f} s. Expected a GPU for each, or {self._threads} CPUs where there are "
+            f"none; the cluster has free {self._ray.available_resources()}. --resume goes on from what is measured."
         )
 
 

@@ -33,14 +33,14 @@ class Measured(NamedTuple):
         settings: of the ranking.
         pool: the candidates.
         ledger: what they gave.
-        trusted: the validation groups; None where there are none, or they were pooled.
+        trusted: the validation groups; none where they were pooled.
         pooled: the full validation gradient's figures; None where no exact products were taken.
     """
 
     settings: RankSettings
     pool: Pool
     ledger: ShardLedger
-    trusted: Sequence[ResponseGroup] | None
+    trusted: Sequence[ResponseGroup]
     pooled: Pooled | None
 
 
@@ -81,7 +81,7 @@ def ask_scorer(measured: Measured, client: Client, projection: Projection, progr
 def _validation(measured: Measured) -> Columns | None:
     if measured.pooled is not None:
         return Columns([POOLED], measured.pooled.sketch[None], tokens=[1], rollouts=[1])
-    if measured.trusted is None:
+    if not measured.trusted:
         return None
     shard = measured.ledger.read("validation", 0, len(measured.trusted))
     groups = [Rewarded(group.group_id, group.rewards) for group in measured.trusted]

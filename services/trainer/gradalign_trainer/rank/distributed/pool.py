@@ -212,6 +212,12 @@ class Pool:
         by_group = itertools.groupby(rows, key=lambda row: row[:2])
         return [Rewarded(_group_id(key), tuple(row[2] for row in part)) for (_, key), part in by_group]
 
+    def without_signal(self) -> int:
+        """How many groups there are whose rewards are all the same."""
+        starts = range(0, len(self), TOGETHER)
+        groups = (group for start in starts for group in self.rewards(start, start + TOGETHER))
+        return sum(len(set(group.rewards)) == 1 for group in groups)
+
     def ids(self) -> Iterator[GroupId]:
         """The ids of all groups of the file, those that are not known too."""
         rows = self._file.execute("SELECT DISTINCT key FROM responses WHERE key IS NOT NULL ORDER BY key")
@@ -290,9 +296,7 @@ def _group_id(key: str) -> GroupId:
 
 
 def _sample_text(sample: Any) -> str | None:
-    """Equal JSON for samples that are equal to Python; NaN, which equals nothing, is as none."""
+    """Equal JSON for samples that are equal to Python, or both NaN."""
     if isinstance(sample, (bool, int, float)):
-        if math.isnan(sample):
-            return None
         return json.dumps(int(sample) if math.isfinite(sample) and sample == int(sample) else sample)
     return None if sample is None else json.dumps(sample if isinstance(sample, str) else repr(sample))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -16,7 +17,7 @@ from gradalign_trainer.rank.steps.measure import warn_of_cut
 from gradalign_trainer.rank.steps.opening import open_problems, open_responses, open_scorer, warn_of_bad
 from gradalign_trainer.rank.steps.outputs import ProblemFile, read_problem_file, write_selected
 from gradalign_trainer.rank.steps.report import RankReport
-from gradalign_trainer.rank.steps.responses import ResponseFile, ResponseGroup
+from gradalign_trainer.rank.steps.responses import GroupId, ResponseFile, ResponseGroup, read_responses
 from gradalign_trainer.rank.steps.scoring import Scored
 from gradalign_trainer.rank.steps.settings import RankSettings, digest
 from gradalign_trainer.reporting.progress import TellsProgress, no_progress
@@ -24,7 +25,6 @@ from gradalign_trainer.reporting.progress import TellsProgress, no_progress
 __all__ = ["Workers", "run_shared"]
 
 SHOWN = 10
-LOOK = 2048  # groups that are looked through at once
 logger = logging.getLogger(__name__)
 
 
@@ -69,13 +69,6 @@ class Workers(Protocol):
         """Let go of what only measuring needs."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    pool: Pool
-    validation: ResponseFile | None
-    problems: ProblemFile | None
-
-
 def run_shared(
     settings: RankSettings, workers: Workers, *, groups_per_task: int, progress: TellsProgress = no_progress
 ) -> RankReport | None:
@@ -91,21 +84,15 @@ def run_shared(
         GradAlignError: files, settings, workers or scorer do not fit.
     """
     folder = settings.out.with_name(f"{settings.out.name}.shards")
-    ledger = ShardLedger(folder, groups_per_task)
-    told = progress if workers.rank == 0 else no_progress
     if workers.rank == 0:
         resume = settings.resume or workers.restarted
         ShardLedger.begin(folder, _state(settings), groups_per_task, resume=resume)
+    ledger = ShardLedger(folder, groups_per_task)
     with workers:
-        opened = _open(settings, ledger, told) if workers.rank == 0 else None
-        workers.meet()
-        opened = opened or _open(settings, ledger, told)
-        projection = workers.projection()
-        _take_pooled(settings, workers, ledger, opened)
-        before = _measure(settings, workers, ledger, opened, told)
-        workers.release()
-        report = _finish(settings, ledger, opened, projection, before, told) if workers.rank == 0 else None
-    return report
+        if workers.rank == 0:
+            return _First(settings, workers, ledger, progress).run()
+        _Other(settings, workers, ledger, no_progress).run()
+        return None
 
 
 def _state(settings: RankSettings) -> dict[str, Any]:
@@ -113,124 +100,154 @@ def _state(settings: RankSettings) -> dict[str, Any]:
     return {**settings.measured(), "problems": problems, "duplicates": settings.duplicates, "threads": settings.threads}
 
 
-def _open(settings: RankSettings, ledger: ShardLedger, progress: TellsProgress) -> _Opened:
-    validation = None if settings.validation is None else open_responses(settings.validation, progress)
-    problems = None
-    if settings.problems is not None:
-        problems = open_problems(settings.problems, settings.duplicates, keep=())
-    known = None if problems is None else problems.records
-    pool = Pool(ledger.folder / "pool.sqlite", settings.train, known, progress)
-    if pool.bad:
-        first = [bad for bad, _ in zip(pool.bad_records(), range(SHOWN), strict=False)]
-        warn_of_bad(settings.train, first, pool.bad, pool.records)
-    if problems is not None and pool.left_out:
-        if not len(pool):
-            problems.check(pool.ids())
-        logger.warning("%s: left out %d groups that %s does not have.", settings.train, pool.left_out, problems.path)
-    return _Opened(pool, validation, problems)
+class _Shared:
+    """What every process does: measure its part."""
 
+    pool: Pool
+    validation: ResponseFile | None
 
-def _take_pooled(settings: RankSettings, workers: Workers, ledger: ShardLedger, opened: _Opened) -> None:
-    if settings.against is None:
-        return
-    if workers.rank == 0 and ledger.pooled() is None:
-        of_train = settings.against == settings.train or opened.validation is None
-        groups = opened.pool.groups(0, len(opened.pool)) if of_train else opened.validation.groups
-        ledger.keep_pooled(*workers.pooled(groups))
-    workers.meet()
-    workers.hold(ledger.gradient())
+    def __init__(self, settings: RankSettings, workers: Workers, ledger: ShardLedger, progress: TellsProgress) -> None:
+        self.settings, self.workers, self.ledger, self.progress = settings, workers, ledger, progress
+        self.exact = settings.against is not None
 
+    def trusted(self) -> tuple[ResponseGroup, ...]:
+        """The validation groups that are measured one by one."""
+        return () if self.validation is None or self.exact else self.validation.groups
 
-def _measure(
-    settings: RankSettings, workers: Workers, ledger: ShardLedger, opened: _Opened, progress: TellsProgress
-) -> int:
-    """Measure what is missing; how many groups were there before."""
-    there = 0
-    for part, count in (("validation", _trusted(settings, opened)), ("train", len(opened.pool))):
-        if not count:
-            continue
-        mine = workers.share(ledger.missing(part, count) if workers.rank == 0 else None)
-        todo = sum(min(count, (number + 1) * ledger.size) - number * ledger.size for number in mine)
-        there += count - todo
-        batches = (_batch(settings, ledger, opened, part, number) for number in mine)
-        with progress(f"{part} gradients", todo) as advance:
-            for batch, shard, faults in workers.measure(batches):
+    def measure(self, part: str, missing: Sequence[int] | None) -> None:
+        """Measure this process's part of the missing batches, which the first process knows."""
+        mine = self.workers.share(missing)
+        count = len(self.pool) if part == "train" else len(self.trusted())
+        with self.progress(f"{part} gradients", sum(self.ledger.groups(number, count) for number in mine)) as advance:
+            for batch, shard, faults in self.workers.measure(self._batch(part, number) for number in mine):
                 for fault in faults:
                     logger.warning(fault)
-                ledger.add(batch, shard)
+                self.ledger.add(batch, shard)
                 advance(len(batch.groups))
-    workers.meet()
-    return there
+
+    def _batch(self, part: str, number: int) -> Batch:
+        start, stop = number * self.ledger.size, (number + 1) * self.ledger.size
+        if part == "train":
+            return Batch(part, number, tuple(self.pool.groups(start, stop)), self.pool.offset(start), self.exact)
+        groups = self.trusted()
+        before = sum(len(group.rewards) for group in groups[:start])
+        return Batch(part, number, groups[start:stop], before, self.exact)
 
 
-def _trusted(settings: RankSettings, opened: _Opened) -> int:
-    return 0 if opened.validation is None or settings.against is not None else len(opened.validation.groups)
+class _Other(_Shared):
+    """A process that measures alone."""
+
+    def run(self) -> None:
+        """Take part; the first process says when."""
+        settings, workers = self.settings, self.workers
+        workers.meet()
+        self.pool = Pool(self.ledger.folder / "pool.sqlite", settings.train, None, self.progress)
+        self.validation = None if settings.validation is None else read_responses(settings.validation)
+        workers.projection()
+        if self.exact:
+            workers.meet()
+            workers.hold(self.ledger.gradient())
+        for part in ("validation", "train"):
+            self.measure(part, None)
+        workers.meet()
 
 
-def _batch(settings: RankSettings, ledger: ShardLedger, opened: _Opened, part: str, number: int) -> Batch:
-    start, stop = number * ledger.size, (number + 1) * ledger.size
-    exact = settings.against is not None
-    if part == "train":
-        pool = opened.pool
-        return Batch(part, number, tuple(pool.groups(start, stop)), pool.offset(start), exact)
-    assert opened.validation is not None
-    groups = opened.validation.groups
-    before = sum(len(group.rewards) for group in groups[:start])
-    return Batch(part, number, groups[start:stop], before, exact)
+class _First(_Shared):
+    """The process that does what is done once."""
 
+    problems: ProblemFile | None
 
-def _finish(
-    settings: RankSettings,
-    ledger: ShardLedger,
-    opened: _Opened,
-    projection: Projection,
-    before: int,
-    progress: TellsProgress,
-) -> RankReport:
-    pool, validation = opened.pool, opened.validation
-    trusted = validation.groups if validation is not None and settings.against is None else None
-    measured = Measured(settings, pool, ledger, trusted, ledger.pooled() if settings.against else None)
-    _warn_of_cuts(settings, ledger, opened)
-    with open_scorer(settings, settings.measured()) as client:
-        scored = ask_scorer(measured, client, projection, progress)
-    files = write_groups(measured)
-    selected = []
-    if settings.problems is not None and settings.select is not None:
-        selected = pool.best(settings.select)
-        problems = read_problem_file(
-            settings.problems, drop_duplicates=settings.duplicates == "drop", keep=set(selected)
+    def run(self) -> RankReport:
+        """All of it."""
+        self._open()
+        self.workers.meet()
+        projection = self.workers.projection()
+        measured = self._take_pooled() + self._measure_all()
+        self.workers.meet()
+        self.workers.release()
+        found = Measured(self.settings, self.pool, self.ledger, self.trusted(), self.ledger.pooled())
+        self._warn_of_cuts()
+        with open_scorer(self.settings, self.settings.measured()) as client:
+            scored = ask_scorer(found, client, projection, self.progress)
+        files = write_groups(found)
+        selected = self._select()
+        if self.problems is not None:
+            folder = self.settings.selected_folder
+            files += [folder / "train.jsonl", folder / "train.parquet"]
+        report = self._report(found, scored, measured, selected, files)
+        self.pool.close()
+        self.ledger.remove()
+        return report
+
+    def _open(self) -> None:
+        settings = self.settings
+        self.validation = None if settings.validation is None else open_responses(settings.validation, self.progress)
+        self.problems = None
+        if settings.problems is not None:
+            self.problems = open_problems(settings.problems, settings.duplicates, keep=())
+        known = None if self.problems is None else self.problems.records
+        self.pool = pool = Pool(self.ledger.folder / "pool.sqlite", settings.train, known, self.progress)
+        warn_of_bad(settings.train, list(islice(pool.bad_records(), SHOWN)), pool.bad, pool.records)
+        if self.problems is None or not pool.left_out:
+            return
+        if not len(pool):
+            self.problems.check(pool.ids())
+        logger.warning(
+            "%s: left out %d groups that %s does not have.", settings.train, pool.left_out, settings.problems
         )
-        folder = settings.selected or settings.out.with_name("selected")
-        write_selected(folder, problems, selected)
-        files += [folder / "train.jsonl", folder / "train.parquet"]
-    report = _report(measured, opened, scored, before)
-    pool.close()
-    ledger.remove()
-    return RankReport(**report, selected=selected, files=files)
 
+    def _take_pooled(self) -> int:
+        if not self.exact:
+            return 0
+        missing = self.ledger.pooled() is None
+        if missing:
+            groups: Sequence[ResponseGroup] = self.pool.groups(0, len(self.pool))
+            if self.settings.against != self.settings.train and self.validation is not None:
+                groups = self.validation.groups
+            self.ledger.keep_pooled(*self.workers.pooled(groups))
+        self.workers.meet()
+        self.workers.hold(self.ledger.gradient())
+        return int(missing)
 
-def _report(measured: Measured, opened: _Opened, scored: Scored, before: int) -> dict[str, Any]:
-    settings, pool = measured.settings, measured.pool
-    others = [file for file in (opened.validation, opened.problems) if file is not None]
-    trusted = len(measured.trusted or ())
-    starts = range(0, len(pool), LOOK)
-    equal = (len(set(group.rewards)) == 1 for start in starts for group in pool.rewards(start, start + LOOK))
-    return {
-        "groups": len(pool),
-        "no_signal": sum(equal),
-        "bad": pool.bad + sum(len(file.bad) for file in others),
-        "left_out": pool.left_out,
-        "measured": len(pool) + trusted - before,
-        "coherence": scored.refresh.coherence if scored.refresh and settings.against is None else None,
-        "reliability": scored.reliability,
-        "advised_dim": scored.advised_dim,
-        "spearman": exact_spearman(measured),
-    }
+    def _measure_all(self) -> int:
+        measured = 0
+        for part, count in (("validation", len(self.trusted())), ("train", len(self.pool))):
+            missing = self.ledger.missing(part, count)
+            measured += sum(self.ledger.groups(number, count) for number in missing)
+            self.measure(part, missing)
+        return measured
 
+    def _select(self) -> Sequence[GroupId]:
+        settings = self.settings
+        if settings.problems is None or settings.select is None:
+            return ()
+        selected = self.pool.best(settings.select)
+        drop = settings.duplicates == "drop"
+        problems = read_problem_file(settings.problems, drop_duplicates=drop, keep=set(selected))
+        write_selected(settings.selected_folder, problems, selected)
+        return selected
 
-def _warn_of_cuts(settings: RankSettings, ledger: ShardLedger, opened: _Opened) -> None:
-    warn_of_cut(settings.train, ledger.cut("train", len(opened.pool)), opened.pool.responses, settings)
-    count = _trusted(settings, opened)
-    if opened.validation is not None and settings.validation is not None and count:
-        responses = sum(len(group.rewards) for group in opened.validation.groups)
-        warn_of_cut(settings.validation, ledger.cut("validation", count), responses, settings)
+    def _warn_of_cuts(self) -> None:
+        settings, ledger = self.settings, self.ledger
+        warn_of_cut(settings.train, ledger.cut("train", len(self.pool)), self.pool.responses, settings)
+        if settings.validation is not None:
+            responses = sum(len(group.rewards) for group in self.trusted())
+            warn_of_cut(settings.validation, ledger.cut("validation", len(self.trusted())), responses, settings)
+
+    def _report(
+        self, found: Measured, scored: Scored, measured: int, selected: Sequence[GroupId], files: Sequence[Path]
+    ) -> RankReport:
+        others = [file for file in (self.validation, self.problems) if file is not None]
+        return RankReport(
+            groups=len(self.pool),
+            no_signal=self.pool.without_signal(),
+            bad=self.pool.bad + sum(len(file.bad) for file in others),
+            left_out=self.pool.left_out,
+            measured=measured,
+            coherence=scored.refresh.coherence if scored.refresh and not self.exact else None,
+            reliability=scored.reliability,
+            advised_dim=scored.advised_dim,
+            spearman=exact_spearman(found) if self.settings.exact else None,
+            selected=selected,
+            files=files,
+        )

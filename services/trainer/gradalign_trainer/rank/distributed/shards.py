@@ -126,6 +126,10 @@ class ShardLedger:
         """How many batches so many groups make."""
         return -(-groups // self.size)
 
+    def groups(self, number: int, of: int) -> int:
+        """How many groups a batch has, of a part that has so many."""
+        return min(self.size, of - number * self.size)
+
     def missing(self, part: str, groups: int) -> list[int]:
         """The numbers of the batches of a part that are not there."""
         return [number for number in range(self.batches(groups)) if not zipfile.is_zipfile(self._place(part, number))]
@@ -179,7 +183,7 @@ class ShardLedger:
 def _save(place: Path, columns: Mapping[str, npt.NDArray[Any]]) -> None:
     beside = place.with_suffix(".new")
     with beside.open("wb") as file:
-        np.savez(file, **columns)
+        np.savez(file, **dict[str, Any](columns))
     os.replace(beside, place)
 
 

@@ -228,14 +228,15 @@ def _parsed(record: Any) -> Response:
     group_id = parse_group_id(record.get("group_id"))
     if group_id is None:
         raise _Bad(f"group_id = {shown(record.get('group_id'))}; expected a number from 0, or a text up to 256.")
-    texts = []
+    texts = {}
     for name in ("prompt", "response"):
         value = record.get(name)
         if not isinstance(value, str) or (name == "prompt" and not value):
             raise _Bad(f"{name} = {shown(value)}; expected the text as the model was given it or gave it.")
-        texts.append(value)
+        texts[name] = value
     sample = record.get("sample_id")
-    return Response(group_id, None if isinstance(sample, (list, dict)) else sample, *texts, _reward(record))
+    sample = None if isinstance(sample, (list, dict)) else sample
+    return Response(group_id, sample, **texts, reward=_reward(record))
 
 
 def parse_group_id(value: Any) -> GroupId | None:

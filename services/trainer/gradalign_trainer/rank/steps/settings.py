@@ -94,6 +94,11 @@ class RankSettings:
         return self.out.with_name("accuracy_by_problem.jsonl")
 
     @property
+    def selected_folder(self) -> Path:
+        """Folder of the selected problems."""
+        return self.selected or self.out.with_name("selected")
+
+    @property
     def against(self) -> Source | None:
         """Responses whose pooled gradient is taken exactly; of LearnAlign the candidates' own."""
         if not self.exact:

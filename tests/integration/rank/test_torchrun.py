@@ -1,0 +1,74 @@
+"""`gradalign rank` under torchrun: two ranks give the files of one process to the byte, also after a rank was killed."""
+
+import json
+import os
+import signal
+
+import pytest
+from responsefiles import problems, read_jsonl, responses, save_files, write_jsonl, write_list
+from sharedkit import command, contents, processes_called, said, same_files, started, torchrun, wait_for_shards
+
+from gradalign.cli import main
+
+GROUPS, SAMPLES = 25, 4
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = save_files(tmp_path_factory.mktemp("torchrun"), GROUPS, SAMPLES)
+    lines = write_jsonl(folder / "train.jsonl", responses(GROUPS, SAMPLES, seed=3)[::-1]).read_text().splitlines()
+    (folder / "train.jsonl").write_text("\n".join([*lines[:9], "[1]", *lines[9:]]))
+    write_jsonl(folder / "problems.jsonl", problems(GROUPS - 2))
+    write_list(folder / "long.json", responses(150, 8, seed=5))
+    return folder
+
+
+@pytest.mark.parametrize("flags", [(), ("--exact", "--mini-batch", "3", "--ranks", "2")])
+def test_two_ranks_write_the_files_of_one_process(files, scorer, tmp_path, capfd, flags):
+    chosen = ("--select", "4", "--problems", str(files / "problems.jsonl"), "--url", scorer.url, *flags)
+    assert main(command(files, tmp_path / "one/s.jsonl", *chosen, train="train.jsonl")) == 0
+    printed = " ".join(capfd.readouterr().out.split()).partition(" wrote ")[0]
+    shared = command(files, tmp_path / "two/s.jsonl", *chosen, "--groups-per-task", "3", train="train.jsonl")
+    told = said(started(shared, *torchrun(2)))
+    assert printed in told  # counts, coherence, reliability, Spearman
+    assert told.count("left out 1 of 101 records") == 1
+    bad = read_jsonl(tmp_path / "two/bad_records.jsonl")
+    assert [record["place"] for record in bad] == [f"{files / 'train.jsonl'}:10"]
+    (tmp_path / "two/bad_records.jsonl").unlink()
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_a_killed_rank_costs_its_batch(files, scorer, tmp_path, capfd):
+    flags = ("--exact", "--url", scorer.url)
+    assert main(command(files, tmp_path / "one/s.jsonl", *flags, train="long.json")) == 0
+    shared = command(files, tmp_path / "two/s.jsonl", *flags, "--groups-per-task", "2", train="long.json")
+    process = started(shared, *torchrun(2))
+    wait_for_shards(process, tmp_path / "two/s.jsonl", 3)
+    ranks = [each for each in processes_called("", process.pid) if "--groups-per-task" in each.cmdline()]
+    os.kill(ranks[-1].pid, signal.SIGKILL)
+    process.communicate(timeout=500)
+    assert process.returncode != 0
+    assert not (tmp_path / "two/s.jsonl").exists()
+    capfd.readouterr()
+    told = said(started([*shared, "--resume"], *torchrun(2)))
+    measured = int(told.partition(" gradients taken now")[0].split()[-1])
+    assert 0 < measured <= 150 - 2 * 3
+    assert same_files(tmp_path / "one", tmp_path / "two")
+
+
+def test_settings_of_one_way_to_share_are_refused_elsewhere(files, tmp_path, capsys):
+    assert main(command(files, tmp_path / "s.jsonl", "--workers", "2")) == 2
+    assert "--workers was given without --ray" in capsys.readouterr().err
+
+
+def test_urls_are_read_by_the_plain_command_too(files, scorer, tmp_path):
+    flags = ("--url", scorer.url)
+    assert main(command(files, tmp_path / "path", *flags, train="train.jsonl")) == 0
+    url = f"file://{files / 'train.jsonl'}"
+    by_url = [
+        url if each == str(files / "train.jsonl") else each
+        for each in command(files, tmp_path / "url", *flags, train="train.jsonl")
+    ]
+    assert main(by_url) == 0
+    assert (tmp_path / "url").read_bytes() == (tmp_path / "path").read_bytes()
+    assert json.loads((tmp_path / "url").read_text().splitlines()[0])["group_id"] == 0
