@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ __all__ = ["RayWorkers"]
 
 AT_ONCE = 2  # batches of a worker
 LIVES = 3  # deaths at one batch, or at starts in a row, that are no accident
+KNOCK_LIMIT = 30.0  # seconds
 START_LIMIT = 600.0  # seconds without any worker
 LOOK_EVERY = 5.0  # seconds
 logger = logging.getLogger(__name__)
@@ -99,8 +101,9 @@ class RayWorkers:
         common = {"log_to_driver": False, "logging_level": logging.WARNING}
         own = {"include_dashboard": False, "num_cpus": self._local_cpus()} if local else {}
         try:
+            _knock(address)
             self._ray.init(address=address, **common, **own)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise GradAlignError(
                 f"--ray {self._address or address}: no cluster can be joined there: {error}. Expected host:port of a head "
                 "that runs the same release of Ray, or auto on a machine of the cluster; --ray alone starts one here."
@@ -294,6 +297,13 @@ class RayWorkers:
 
 def _job(batch: Batch) -> _Job:
     return _Job(str(batch), lambda handle: handle.measure.remote(batch), batch)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at host:port; Ray would try for many minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "//" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_LIMIT).close()
 
 
 def _first_line(error: Exception) -> str:
