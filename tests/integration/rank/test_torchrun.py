@@ -3,12 +3,15 @@
 import json
 import os
 import signal
+import sys
 
 import pytest
 from responsefiles import problems, read_jsonl, responses, save_files, write_jsonl, write_list
 from sharedkit import command, contents, processes_called, said, same_files, started, torchrun, wait_for_shards
 
 from gradalign.cli import main
+
+pytestmark = pytest.mark.slow
 
 GROUPS, SAMPLES = 25, 4
 
@@ -56,9 +59,34 @@ def test_a_killed_rank_costs_its_batch(files, scorer, tmp_path, capfd):
     assert same_files(tmp_path / "one", tmp_path / "two")
 
 
-def test_settings_of_one_way_to_share_are_refused_elsewhere(files, tmp_path, capsys):
+def test_settings_of_one_way_to_share_are_refused_elsewhere(files, tmp_path, capsys, monkeypatch):
     assert main(command(files, tmp_path / "s.jsonl", "--workers", "2")) == 2
     assert "--workers was given without --ray" in capsys.readouterr().err
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")  # as torchrun sets it
+    assert main(command(files, tmp_path / "s.jsonl", "--ray")) == 2
+    assert "--ray was given under torchrun" in capsys.readouterr().err
+
+
+def test_without_ray_it_says_what_to_install(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # an import of it fails then, also where it is installed
+    assert main(command(files, tmp_path / "s.jsonl", "--ray")) == 2
+    assert "pip install 'gradalign[ray]'" in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--model", "nowhere"), "--model nowhere cannot be loaded"),
+        (("--train", "nowhere.jsonl"), "nowhere.jsonl is no file"),
+    ],
+)
+def test_a_ranking_that_cannot_begin_leaves_nothing(files, scorer, tmp_path, flags, words):
+    process = started(command(files, tmp_path / "s.jsonl", "--url", scorer.url, *flags), *torchrun(1))
+    told, _ = process.communicate(timeout=500)
+    assert words in told
+    assert process.returncode != 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_urls_are_read_by_the_plain_command_too(files, scorer, tmp_path):

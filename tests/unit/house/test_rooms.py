@@ -181,6 +181,18 @@ MAY_IMPORT = {
         "gradalign_trainer.grpo",
     },
     "gradalign_trainer.rank": {
+        "gradalign_trainer.datasets.sources",
+        "gradalign_trainer.rank.distributed",
+        "gradalign_trainer.rank.steps",
+        "gradalign_trainer.reporting",
+    },
+    "gradalign_trainer.rank.distributed": {
+        "gradalign_trainer.datasets.records",
+        "gradalign_trainer.datasets.sources",
+        "gradalign_trainer.rank.steps",
+        "gradalign_trainer.reporting",
+    },
+    "gradalign_trainer.rank.steps": {
         "gradalign.sketch",
         "gradalign_trainer.curriculum",
         "gradalign_trainer.datasets.records",

@@ -56,8 +56,26 @@ def test_elsewhere_a_line_is_logged_every_ten_seconds(caplog):
         for seconds in (3, 9, 10, 15, 21):
             clock.now = seconds
             advance(20)
-    assert [record.getMessage() for record in caplog.records] == ["reading: 30%", "reading: 50%"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "reading: 30%, about 23 s left",
+        "reading: 50%, about 21 s left",
+    ]
     assert drawn(console) == ""
+
+
+def test_what_takes_long_is_told_in_minutes_and_hours(caplog):
+    caplog.set_level(logging.INFO, "gradalign_trainer")
+    clock = Clock()
+    with show_progress("reading", 1000, console=pipe(), clock=clock) as advance:
+        for seconds, amount in ((11, 0), (30, 20), (60, 1), (120, 879)):
+            clock.now = seconds
+            advance(amount)
+    lefts = [message.rpartition("about ")[2] for message in caplog.messages]
+    assert lefts == ["reading: 0%", "24 min left", "47 min left", "13 s left"]
+    with show_progress("reading", 1000, console=pipe(), clock=clock) as advance:
+        clock.now += 30
+        advance(2)
+    assert caplog.messages[-1].endswith("about 4 h 10 min left")
 
 
 def test_without_a_total_the_amount_is_logged(caplog):

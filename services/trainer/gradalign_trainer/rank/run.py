@@ -18,7 +18,15 @@ from gradalign_trainer.rank.steps.opening import open_policy, open_problems, ope
 from gradalign_trainer.rank.steps.outputs import ProblemFile, write_lines, write_selected
 from gradalign_trainer.rank.steps.report import BY_PRIORITY, RankReport, accuracy_line, pass_rate, similarity_line
 from gradalign_trainer.rank.steps.responses import GroupId, ResponseFile, wire_id
-from gradalign_trainer.rank.steps.scoring import Columns, Scored, Scoring, rank_order, spearman, with_epsilon
+from gradalign_trainer.rank.steps.scoring import (
+    Columns,
+    Scored,
+    Scoring,
+    check_sizes,
+    rank_order,
+    spearman,
+    with_epsilon,
+)
 from gradalign_trainer.rank.steps.settings import RankSettings
 from gradalign_trainer.reporting.progress import TellsProgress, no_progress
 
@@ -52,6 +60,7 @@ def run_ranking(settings: RankSettings, *, progress: TellsProgress = no_progress
     problems = None if settings.problems is None else open_problems(settings.problems, settings.duplicates)
     bad = sum(len(file.bad) for file in (train, validation, problems) if file is not None)
     train, left_out = _only_known(train, problems)
+    check_sizes(settings, len(train.groups), len(validation.groups) if validation else 0)
     model, tokenizer = open_policy(settings)
     state = settings.measured()
     ledger = Ledger(settings.progress, state, settings.dim, resume=settings.resume)
@@ -125,14 +134,12 @@ def _score(settings: RankSettings, measurer: Measurer, client: Client, ledger: L
         validation = _columns(ledger, "validation", parts.validation, exact=False)
     if exact and settings.rule.name == "reference":
         candidates = with_epsilon(candidates, ledger[f"validation/{POOLED}"][0].norm)
-    # Exact LearnAlign is the cosine with the candidates' own pooled gradient, which is what was taken as validation.
-    strategy = "cosine" if exact and settings.strategy == "learnalign" else settings.strategy
-    scoring = Scoring(client, measurer.sketcher.projection, strategy)
+    scoring = Scoring(client, measurer.sketcher.projection, settings.asked_strategy)
     if validation is not None:
         scoring.refresh(validation)
     priorities: dict[str, float] = {}
     alignments: dict[str, float | None] = {}
-    for reply, aligned in scoring.replies(candidates.chunks(), len(candidates.ids)):
+    for reply, aligned in scoring.replies(candidates.chunks()):
         priorities.update(zip(reply.problem_ids, reply.priorities, strict=True))
         alignments.update(zip(reply.problem_ids, aligned, strict=True))
     return _Ranked(scoring.scored, priorities, alignments)

@@ -74,7 +74,8 @@ def show_progress(
 class _Lines:
     def __init__(self, description: str, total: float | None, clock: Callable[[], float]) -> None:
         self.description, self.total, self.clock = description, total, clock
-        self.done, self.told = 0.0, clock()
+        self.done = 0.0
+        self.begun = self.told = clock()
 
     def advance(self, amount: float) -> None:
         self.done += amount
@@ -82,8 +83,21 @@ class _Lines:
         if now - self.told < LINE_EVERY:
             return
         self.told = now
-        share = f"{100 * self.done / self.total:.0f}%" if self.total else f"{self.done:,.0f}"
-        logger.info("%s: %s", self.description, share)
+        if not self.total:
+            logger.info("%s: %s", self.description, f"{self.done:,.0f}")
+            return
+        left = ""
+        if self.done:
+            left = f", about {_span(max(self.total - self.done, 0.0) * (now - self.begun) / self.done)} left"
+        logger.info("%s: %.0f%%%s", self.description, 100 * self.done / self.total, left)
+
+
+def _span(seconds: float) -> str:
+    """A time as one reads it: 40 s, 12 min, 3 h 20 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class RunProgress:

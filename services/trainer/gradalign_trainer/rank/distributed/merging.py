@@ -51,9 +51,7 @@ def ask_scorer(measured: Measured, client: Client, projection: Projection, progr
         GradAlignError: what the client raises, or the strategy takes fewer at once.
     """
     settings, pool = measured.settings, measured.pool
-    # As in the plain command: exact LearnAlign is the cosine with the candidates' own pooled gradient.
-    strategy = "cosine" if measured.pooled and settings.strategy == "learnalign" else settings.strategy
-    scoring = Scoring(client, projection, strategy)
+    scoring = Scoring(client, projection, settings.asked_strategy)
     validation = _validation(measured)
     if validation is not None:
         scoring.refresh(validation)
@@ -61,7 +59,7 @@ def ask_scorer(measured: Measured, client: Client, projection: Projection, progr
     by_priority = settings.strategy in BY_PRIORITY
     start = 0
     with progress("scoring", len(pool)) as advance:
-        for reply, alignments in scoring.replies(_candidates(measured), len(pool)):
+        for reply, alignments in scoring.replies(_candidates(measured)):
             stop = min(start + CHUNK, len(pool))
             values = reply.priorities if by_priority else alignments
             given = dict(zip(reply.problem_ids, zip(reply.priorities, values, strict=True), strict=True))

@@ -119,8 +119,11 @@ class Pool:
         return int(value)
 
     def _make(self, known: Container[GroupId] | None, progress: TellsProgress) -> None:
-        self._file = _opened(self._place)
-        self._file.executescript(_TABLES)
+        with closing(_opened(self._place)) as self._file:
+            self._file.executescript(_TABLES)
+            self._fill(known, progress)
+
+    def _fill(self, known: Container[GroupId] | None, progress: TellsProgress) -> None:
         records = self._read(progress)
         self._file.execute("CREATE INDEX by_group ON responses (key, sample)")
         self._leave_out_repeated()
@@ -133,7 +136,6 @@ class Pool:
             os.fsync(file.fileno())  # what says that the file is whole must not reach the disk before it
         self._file.executemany("INSERT INTO facts VALUES (?, ?)", facts.items())
         self._file.commit()
-        self._file.close()
 
     def _read(self, progress: TellsProgress) -> int:
         count = 0

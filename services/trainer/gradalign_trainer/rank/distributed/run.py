@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from gradalign.errors import GradAlignError
 from gradalign.wire.projection import Projection
 from gradalign_trainer.rank.distributed.merging import Measured, ask_scorer, exact_spearman, write_groups
 from gradalign_trainer.rank.distributed.pool import Pool
@@ -18,7 +20,7 @@ from gradalign_trainer.rank.steps.opening import open_problems, open_responses, 
 from gradalign_trainer.rank.steps.outputs import ProblemFile, read_problem_file, write_selected
 from gradalign_trainer.rank.steps.report import RankReport
 from gradalign_trainer.rank.steps.responses import GroupId, ResponseFile, ResponseGroup, read_responses
-from gradalign_trainer.rank.steps.scoring import Scored
+from gradalign_trainer.rank.steps.scoring import Scored, check_sizes
 from gradalign_trainer.rank.steps.settings import RankSettings, digest
 from gradalign_trainer.reporting.progress import TellsProgress, no_progress
 
@@ -88,11 +90,16 @@ def run_shared(
         resume = settings.resume or workers.restarted
         ShardLedger.begin(folder, _state(settings), groups_per_task, resume=resume)
     ledger = ShardLedger(folder, groups_per_task)
-    with workers:
-        if workers.rank == 0:
-            return _First(settings, workers, ledger, progress).run()
-        _Other(settings, workers, ledger, no_progress).run()
-        return None
+    try:
+        with workers, ExitStack() as stack:
+            if workers.rank == 0:
+                return _First(settings, workers, ledger, progress).run(stack)
+            _Other(settings, workers, ledger, no_progress).run(stack)
+            return None
+    except GradAlignError:
+        if workers.rank == 0 and not ledger.measured():
+            ledger.remove()
+        raise
 
 
 def _state(settings: RankSettings) -> dict[str, Any]:
@@ -137,11 +144,12 @@ class _Shared:
 class _Other(_Shared):
     """A process that measures alone."""
 
-    def run(self) -> None:
+    def run(self, stack: ExitStack) -> None:
         """Take part; the first process says when."""
         settings, workers = self.settings, self.workers
         workers.meet()
-        self.pool = Pool(self.ledger.folder / "pool.sqlite", settings.train, None, self.progress)
+        place = self.ledger.folder / "pool.sqlite"
+        self.pool = stack.enter_context(closing(Pool(place, settings.train, None, self.progress)))
         self.validation = None if settings.validation is None else read_responses(settings.validation)
         workers.projection()
         if self.exact:
@@ -157,14 +165,20 @@ class _First(_Shared):
 
     problems: ProblemFile | None
 
-    def run(self) -> RankReport:
+    def run(self, stack: ExitStack) -> RankReport:
         """All of it."""
-        self._open()
+        self._open(stack)
         self.workers.meet()
         projection = self.workers.projection()
         measured = self._take_pooled() + self._measure_all()
         self.workers.meet()
         self.workers.release()
+        report = self._finish(projection, measured)
+        stack.close()
+        self.ledger.remove()
+        return report
+
+    def _finish(self, projection: Projection, measured: int) -> RankReport:
         found = Measured(self.settings, self.pool, self.ledger, self.trusted(), self.ledger.pooled())
         self._warn_of_cuts()
         with open_scorer(self.settings, self.settings.measured()) as client:
@@ -174,36 +188,33 @@ class _First(_Shared):
         if self.problems is not None:
             folder = self.settings.selected_folder
             files += [folder / "train.jsonl", folder / "train.parquet"]
-        report = self._report(found, scored, measured, selected, files)
-        self.pool.close()
-        self.ledger.remove()
-        return report
+        return self._report(found, scored, measured, selected, files)
 
-    def _open(self) -> None:
+    def _open(self, stack: ExitStack) -> None:
         settings = self.settings
         self.validation = None if settings.validation is None else open_responses(settings.validation, self.progress)
         self.problems = None
         if settings.problems is not None:
             self.problems = open_problems(settings.problems, settings.duplicates, keep=())
         known = None if self.problems is None else self.problems.records
-        self.pool = pool = Pool(self.ledger.folder / "pool.sqlite", settings.train, known, self.progress)
+        place = self.ledger.folder / "pool.sqlite"
+        self.pool = pool = stack.enter_context(closing(Pool(place, settings.train, known, self.progress)))
         warn_of_bad(settings.train, list(islice(pool.bad_records(), SHOWN)), pool.bad, pool.records)
-        if self.problems is None or not pool.left_out:
-            return
-        if not len(pool):
-            self.problems.check(pool.ids())
-        logger.warning(
-            "%s: left out %d groups that %s does not have.", settings.train, pool.left_out, settings.problems
-        )
+        if self.problems is not None and pool.left_out:
+            if not len(pool):
+                self.problems.check(pool.ids())
+            logger.warning(
+                "%s: left out %d groups that %s does not have.", settings.train, pool.left_out, settings.problems
+            )
+        check_sizes(settings, len(pool), len(self.validation.groups) if self.validation else 0)
 
     def _take_pooled(self) -> int:
         if not self.exact:
             return 0
         missing = self.ledger.pooled() is None
         if missing:
-            groups: Sequence[ResponseGroup] = self.pool.groups(0, len(self.pool))
-            if self.settings.against != self.settings.train and self.validation is not None:
-                groups = self.validation.groups
+            of_train = self.validation is None or self.settings.against == self.settings.train
+            groups = self.pool.groups(0, len(self.pool)) if of_train else self.validation.groups
             self.ledger.keep_pooled(*self.workers.pooled(groups))
         self.workers.meet()
         self.workers.hold(self.ledger.gradient())

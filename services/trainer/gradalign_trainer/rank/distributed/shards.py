@@ -110,7 +110,7 @@ class ShardLedger:
                 to be gone on from.
         """
         if not resume:
-            kept = sum(1 for _ in folder.glob("*/*.npz"))
+            kept = cls(folder, size).measured()
             if kept:
                 raise GradAlignError(
                     f"{folder} holds {kept} batches of an interrupted ranking; --resume goes on from them. To begin anew, "
@@ -125,6 +125,10 @@ class ShardLedger:
     def batches(self, groups: int) -> int:
         """How many batches so many groups make."""
         return -(-groups // self.size)
+
+    def measured(self) -> int:
+        """How many batches are there."""
+        return sum(1 for _ in self.folder.glob("*/*.npz"))
 
     def groups(self, number: int, of: int) -> int:
         """How many groups a batch has, of a part that has so many."""

@@ -14,8 +14,9 @@ from gradalign.errors import GradAlignError
 from gradalign.wire.projection import Projection
 from gradalign.wire.replies import Ranking, RefreshReply
 from gradalign_trainer.rank.steps.gradient import REFERENCE_EPSILON
+from gradalign_trainer.rank.steps.settings import RankSettings
 
-__all__ = ["CHUNK", "Columns", "Scored", "Scoring", "rank_order", "spearman", "with_epsilon"]
+__all__ = ["CHUNK", "Columns", "Scored", "Scoring", "check_sizes", "rank_order", "spearman", "with_epsilon"]
 
 Floats = npt.NDArray[np.float64]
 CHUNK = 2048  # rows of one request; the store commits so many in a few milliseconds
@@ -55,6 +56,30 @@ class Columns:
         for start in range(0, len(self.ids), CHUNK):
             rows = slice(start, start + CHUNK)
             yield Columns(self.ids[rows], self.sketches[rows], **{name: c[rows] for name, c in self.figures().items()})
+
+
+def check_sizes(settings: RankSettings, candidates: int, validation: int) -> None:
+    """Refuse what the scorer cannot take, before anything is measured.
+
+    Args:
+        settings: of the ranking.
+        candidates: groups.
+        validation: groups.
+
+    Raises:
+        GradAlignError: the strategy ranks candidates against one another, or validation groups are sent one by one, and
+            there are too many for one request.
+    """
+    strategy = settings.asked_strategy
+    if strategy in TOGETHER and candidates > CHUNK:
+        raise GradAlignError(
+            f"--strategy {strategy} compares candidates with one another, at most {CHUNK} at once; the file has "
+            f"{candidates} groups. Rank parts of it, or take another strategy."
+        )
+    if settings.against is None and validation > CHUNK:
+        raise GradAlignError(
+            f"there are {validation} validation groups; expected at most {CHUNK}. A few dozen problems do."
+        )
 
 
 @dataclass(slots=True)
@@ -104,32 +129,21 @@ class Scoring:
         """Send the validation gradient.
 
         Raises:
-            GradAlignError: there are too many validation groups; or what the client raises.
+            GradAlignError: what the client raises.
         """
-        if len(validation.ids) > CHUNK:
-            raise GradAlignError(
-                f"there are {len(validation.ids)} validation groups; expected at most {CHUNK}. A few dozen problems do."
-            )
         self.scored.refresh = self._client.refresh_validation(
             validation.ids, validation.sketches, **validation.figures(), aggregation="pooled", **self._common
         )
 
-    def replies(self, candidates: Iterable[Columns], count: int) -> Iterator[tuple[Ranking, list[float | None]]]:
+    def replies(self, candidates: Iterable[Columns]) -> Iterator[tuple[Ranking, list[float | None]]]:
         """The reply to each part, and its alignments: None for all where there is no validation gradient.
 
         Args:
             candidates: in parts of at most `CHUNK`.
-            count: of them all.
 
         Raises:
-            GradAlignError: the strategy ranks candidates against one another and there are too many for one request; or
-                what the client raises.
+            GradAlignError: what the client raises.
         """
-        if self._strategy in TOGETHER and count > CHUNK:
-            raise GradAlignError(
-                f"--strategy {self._strategy} compares candidates with one another, at most {CHUNK} at once; the file has "
-                f"{count} groups. Rank parts of it, or take another strategy."
-            )
         for part in candidates:
             common = dict(self._common)
             if part.dots is not None and self.scored.refresh is not None:

@@ -99,6 +99,11 @@ class RankSettings:
         return self.selected or self.out.with_name("selected")
 
     @property
+    def asked_strategy(self) -> str:
+        """What the scorer is asked for: exact LearnAlign is the cosine with the candidates' own pooled gradient."""
+        return "cosine" if self.strategy == "learnalign" and self.against is not None else self.strategy
+
+    @property
     def against(self) -> Source | None:
         """Responses whose pooled gradient is taken exactly; of LearnAlign the candidates' own."""
         if not self.exact:
