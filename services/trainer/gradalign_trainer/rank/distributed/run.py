@@ -213,8 +213,8 @@ class _First(_Shared):
             return 0
         missing = self.ledger.pooled() is None
         if missing:
-            of_train = self.validation is None or self.settings.against == self.settings.train
-            groups = self.pool.groups(0, len(self.pool)) if of_train else self.validation.groups
+            trusted = self.validation if self.settings.against != self.settings.train else None
+            groups = trusted.groups if trusted is not None else self.pool.groups(0, len(self.pool))
             self.ledger.keep_pooled(*self.workers.pooled(groups))
         self.workers.meet()
         self.workers.hold(self.ledger.gradient())
