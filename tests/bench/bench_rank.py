@@ -1,6 +1,6 @@
 """What sharing a ranking costs, and what a large pool takes: `gradalign rank` by one process, and by actors of Ray.
 
-    python tests/bench/bench_rank.py [--problems N] [--responses N] [--repeats N] [--dim N] [--exact] [--ways ...]
+    python tests/bench/bench_rank.py [--problems N] [--responses N] [--hidden N] [--dim N] [--exact] [--repeats N] [--ways W]
 
 Needs the extra `ray`. Each way ranks the same synthetic pool with a tiny untrained model, one thread a process, one scorer
 for all; `plain` is one process, `ray-1` the same with one actor on a Ray of its own, `ray-2` with two. A figure is the
@@ -46,6 +46,7 @@ class Watched:
 
     def __init__(self, command: list[str]) -> None:
         self.busy: dict[int, float] = {}
+        self.names: dict[int, str] = {}
         self.peak = 0
         begun = time.perf_counter()
         with subprocess.Popen(
@@ -70,11 +71,27 @@ class Watched:
         for process in [root, *root.children(recursive=True)]:
             try:
                 times = process.cpu_times()
+                self.names[process.pid] = name_of(process, root)  # an actor is called so once it is one
                 self.busy[process.pid] = times.user + times.system
                 if process == root:
                     self.peak = max(self.peak, process.memory_info().rss)
             except psutil.Error:
                 continue
+
+
+def name_of(process: psutil.Process, root: psutil.Process) -> str:
+    """The command's own process, the workers, or Ray's own processes."""
+    if process == root:
+        return "command"
+    return "workers" if "ray::Replica" in " ".join(process.cmdline()) else "Ray"
+
+
+def shares(run: Watched) -> str:
+    """Seconds of processor time by kind of process."""
+    found: dict[str, float] = {}
+    for pid, seconds in run.busy.items():
+        found[run.names[pid]] = found.get(run.names[pid], 0.0) + seconds
+    return ", ".join(f"{name} {seconds:.1f}" for name, seconds in found.items())
 
 
 def main() -> None:
@@ -83,6 +100,7 @@ def main() -> None:
     parser.add_argument("--responses", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dim", type=int, default=1024)
+    parser.add_argument("--hidden", type=int, default=32, help="width of the model of two layers")
     parser.add_argument("--exact", action="store_true")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["plain", "ray-1"])
     args = parser.parse_args()
@@ -90,7 +108,7 @@ def main() -> None:
     files = set()
     with tempfile.TemporaryDirectory(prefix="bench-rank-") as name, local_scorer() as url:
         folder = Path(name)
-        save_model(folder / "model")
+        save_model(folder / "model", hidden=args.hidden)
         write_pool(folder / "train.jsonl", args.problems, args.responses)
         write_pool(folder / "val.jsonl", 32, args.responses)
         print(
@@ -105,7 +123,7 @@ def main() -> None:
                 found[way].append(Watched([sys.executable, "-m", "gradalign", "rank", *map(str, given), *flags]))
                 files.add(out.read_bytes() + out.with_name("accuracy_by_problem.jsonl").read_bytes())
                 last = found[way][-1]
-                print(f"  {way}: {last.seconds:.1f} s, busy {sum(last.busy.values()):.1f} s", flush=True)
+                print(f"  {way}: {last.seconds:.1f} s, busy {shares(last)} s", flush=True)
     for way, runs in found.items():
         seconds = statistics.median(run.seconds for run in runs)
         busy = statistics.median(sum(run.busy.values()) for run in runs)

@@ -10,10 +10,10 @@ from gradalign_trainer.worlds.tinymodel import byte_tokenizer, tiny_model
 WORDS = ["so", "then", "add", "carry", "the", "ones", "7", "12", "we get", "therefore", "done"]
 
 
-def save_model(folder, *, seed=1):
+def save_model(folder, *, seed=1, hidden=32):
     """A tiny Qwen2 over bytes, untrained but far from zero; its folder."""
     tokenizer = byte_tokenizer()
-    model = tiny_model(tokenizer, seed=seed, hidden=32, mlp=64, heads=2)
+    model = tiny_model(tokenizer, seed=seed, hidden=hidden, mlp=2 * hidden, heads=2)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for parameter in model.parameters():

@@ -1,4 +1,7 @@
-"""`gradalign rank` under torchrun: two ranks give the files of one process to the byte, also after a rank was killed."""
+"""`gradalign rank` under torchrun: its ranks give the files of one process to the byte, also after one was killed.
+
+Where one rank is enough, it is this process, with the environment that torchrun gives.
+"""
 
 import json
 import os
@@ -10,8 +13,6 @@ from responsefiles import problems, read_jsonl, responses, save_files, write_jso
 from sharedkit import command, contents, processes_called, said, same_files, started, torchrun, wait_for_shards
 
 from gradalign.cli import main
-
-pytestmark = pytest.mark.slow
 
 GROUPS, SAMPLES = 25, 4
 
@@ -26,9 +27,17 @@ def files(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("flags", [(), ("--exact", "--mini-batch", "3", "--ranks", "2")])
-def test_two_ranks_write_the_files_of_one_process(files, scorer, tmp_path, capfd, flags):
-    chosen = ("--select", "4", "--problems", str(files / "problems.jsonl"), "--url", scorer.url, *flags)
+@pytest.fixture
+def only_rank(monkeypatch):
+    """This process as the only rank of a torchrun."""
+    given = {"TORCHELASTIC_RUN_ID": "run", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    for name, value in {**given, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.slow
+def test_two_ranks_write_the_files_of_one_process(files, scorer, tmp_path, capfd):
+    chosen = ("--select", "4", "--problems", str(files / "problems.jsonl"), "--url", scorer.url)
     assert main(command(files, tmp_path / "one/s.jsonl", *chosen, train="train.jsonl")) == 0
     printed = " ".join(capfd.readouterr().out.split()).partition(" wrote ")[0]
     shared = command(files, tmp_path / "two/s.jsonl", *chosen, "--groups-per-task", "3", train="train.jsonl")
@@ -41,6 +50,27 @@ def test_two_ranks_write_the_files_of_one_process(files, scorer, tmp_path, capfd
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--exact", "--mini-batch", "3", "--ranks", "2"),
+        ("--exact", "--strategy", "learnalign"),
+        ("--strategy", "cosine_accuracy", "--max-length", "24"),
+    ],
+)
+def test_one_rank_writes_the_files_of_the_plain_command(files, scorer, tmp_path, capfd, request, flags):
+    given = ("--url", scorer.url, "--groups-per-task", "7", *flags)
+    assert main(command(files, tmp_path / "plain/s.jsonl", *given)) == 0
+    plain = capfd.readouterr()
+    request.getfixturevalue("only_rank")
+    assert main(command(files, tmp_path / "shared/s.jsonl", *given)) == 0
+    shared = capfd.readouterr()
+    assert shared.out.replace("shared", "plain") == plain.out
+    assert ("were cut there" in shared.err) == ("were cut there" in plain.err)
+    assert same_files(tmp_path / "plain", tmp_path / "shared")
+
+
+@pytest.mark.slow
 def test_a_killed_rank_costs_its_batch(files, scorer, tmp_path, capfd):
     flags = ("--exact", "--url", scorer.url)
     assert main(command(files, tmp_path / "one/s.jsonl", *flags, train="long.json")) == 0
@@ -81,11 +111,17 @@ def test_without_ray_it_says_what_to_install(files, tmp_path, capsys, monkeypatc
         (("--train", "nowhere.jsonl"), "nowhere.jsonl is no file"),
     ],
 )
-def test_a_ranking_that_cannot_begin_leaves_nothing(files, scorer, tmp_path, flags, words):
-    process = started(command(files, tmp_path / "s.jsonl", "--url", scorer.url, *flags), *torchrun(1))
-    told, _ = process.communicate(timeout=500)
-    assert words in told
-    assert process.returncode != 0
+def test_a_ranking_that_cannot_begin_leaves_nothing(files, only_rank, tmp_path, capsys, flags, words):
+    assert main(command(files, tmp_path / "s.jsonl", *flags)) == 2
+    assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_strategy_cannot_rank_is_refused_at_once(files, only_rank, tmp_path, capsys):
+    write_jsonl(files / "many.jsonl", responses(2100, 1, seed=5))
+    flags = ("--strategy", "learnalign")
+    assert main(command(files, tmp_path / "s.jsonl", *flags, train="many.jsonl")) == 2
+    assert "--strategy learnalign compares candidates with one another, at most 2048" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
