@@ -6,6 +6,11 @@ Needs the extra `ray`. Each way ranks the same synthetic pool with a tiny untrai
 for all; `plain` is one process, `ray-1` the same with one actor on a Ray of its own, `ray-2` with two. A figure is the
 median of the repeats, which take turns. Busy are the seconds of processor time of all processes of the ranking, Ray's
 own too; peak is the largest resident memory that the command's own process had. Every way must write the same files.
+
+    python tests/bench/bench_rank.py --read MB
+
+instead reads a file of so many megabytes, its records in random order, into groups in order, and tells by how much the
+memory of this process grew.
 """
 
 from __future__ import annotations
@@ -13,12 +18,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import re
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -28,6 +36,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from responsefiles import responses, save_model
 
 from gradalign_trainer.curriculum.localscorer import local_scorer
+from gradalign_trainer.rank.distributed.pool import Pool
+from gradalign_trainer.reporting.progress import no_progress
 
 WAYS = {"plain": (), "ray-1": ("--ray", "--workers", "1"), "ray-2": ("--ray", "--workers", "2")}
 LOOK_EVERY = 0.2  # seconds
@@ -94,6 +104,27 @@ def shares(run: Watched) -> str:
     return ", ".join(f"{name} {seconds:.1f}" for name, seconds in found.items())
 
 
+def read(megabytes: int) -> None:
+    """A file of records of 2 kB, eight a problem, in random order."""
+    count = megabytes * 500
+    with tempfile.TemporaryDirectory(prefix="bench-rank-") as name:
+        file = Path(name) / "train.jsonl"
+        with file.open("w") as lines:
+            for number in random.Random(0).sample(range(count), count):
+                record = {"group_id": number // 8, "sample_id": number % 8, "prompt": "Q", "response": "x" * 1900}
+                lines.write(json.dumps({**record, "reward": number % 3 / 2}) + "\n")
+        before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        with closing(Pool(Path(name) / "pool.sqlite", file, None, no_progress)) as pool:
+            made = time.perf_counter()
+            groups = sum(len(pool.groups(start, start + 16)) for start in range(0, len(pool), 16))
+        ended = time.perf_counter()
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+        print(
+            f"{file.stat().st_size / 1e6:.0f} MB, {count} records, {groups} groups: put in order in {made - begun:.0f} s, "
+            f"given out in {ended - made:.0f} s, {grown:.0f} MB of memory"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", type=int, default=2000)
@@ -103,7 +134,11 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=32, help="width of the model of two layers")
     parser.add_argument("--exact", action="store_true")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["plain", "ray-1"])
+    parser.add_argument("--read", type=int, metavar="MB")
     args = parser.parse_args()
+    if args.read is not None:
+        read(args.read)
+        return
     found: dict[str, list[Watched]] = {way: [] for way in args.ways}
     files = set()
     with tempfile.TemporaryDirectory(prefix="bench-rank-") as name, local_scorer() as url:

@@ -67,9 +67,9 @@ def long(files, cluster, scorer, tmp_path):
     return command(files, out, *flags, train="long.json"), out
 
 
-def workers():
-    """The processes of the actors; they descend from the nodes that this process started."""
-    return processes_called("ray::Replica", os.getpid())
+def workers(doing=""):
+    """The processes of the actors, or those in a method; they descend from the nodes that this process started."""
+    return processes_called(f"ray::Replica{doing}", os.getpid())
 
 
 def wait_for_workers(process, count):
@@ -146,20 +146,28 @@ def test_a_removed_node_costs_what_it_had_in_hand(cluster, second, long, plain):
     assert same_files(plain, out.parent)
 
 
-def test_workers_that_die_at_every_start_end_it(long):
+@pytest.mark.parametrize(
+    ("doing", "words"),
+    [
+        ("", "3 workers died one after the other while they loaded"),
+        (".measure", f"3 workers died at train groups 0 to {LONG - 1}"),
+    ],
+)
+def test_a_batch_or_a_start_that_no_worker_survives_ends_it(long, doing, words):
     arguments, out = long
-    process = started(arguments)
+    process = started([*arguments, "--groups-per-task", str(LONG)])  # one batch, which takes a second
     killed = set()
     while process.poll() is None and not shards(out):
-        for worker in workers():
+        for worker in workers(doing):
             if worker.pid not in killed:
                 killed.add(worker.pid)
                 os.kill(worker.pid, signal.SIGKILL)
         time.sleep(0.02)
     told, _ = process.communicate(timeout=300)
     assert process.returncode == 2, told[-4000:]
-    assert "3 workers died one after the other while they loaded" in " ".join(told.split())
+    assert words in " ".join(told.split())
     assert len(killed) == 3
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
