@@ -50,28 +50,8 @@ def test_every_shipped_configuration_is_valid(path):
     assert load_config(path).rounds > 0
 
 
-def test_train_writes_metrics_and_a_checkpoint_and_asks_before_it_resumes(scorer, base, tmp_path, run_id):
-    settings = sets(
-        *SMALL, f"run_id={run_id}", f"output={tmp_path}/run", f"scorer.url={scorer.url}", f"model.path={base}"
-    )
-    config = CONFIGS / "demo-inverted.toml"
-    (tmp_path / "rewards_of_ours.py").write_text(REWARD)
-    first = gradalign("train", config, *settings, cwd=tmp_path)
-    assert first.returncode == 0, first.stderr
-    assert re.search(r"held-out pass rate 0\.\d+ -> 0\.\d+; 0 rounds without the scorer", first.stdout)
-    assert [line["round"] for line in read_metrics(tmp_path / "run")] == [0, 1]
-    assert (tmp_path / "run/checkpoints/round-000001/state.json").exists()
-
-    again = gradalign("train", config, *settings, cwd=tmp_path)
-    assert again.returncode == 2
-    assert "holds" in again.stderr
-    assert "--resume" in again.stderr
-    assert "Traceback" not in again.stderr
-    assert [line["round"] for line in read_metrics(tmp_path / "run")] == [0, 1]
-
-
 @pytest.mark.slow
-def test_a_trainer_that_is_killed_goes_on_from_its_checkpoint(scorer, base, tmp_path, run_id):
+def test_a_trainer_that_is_killed_asks_before_it_goes_on_from_its_checkpoint(scorer, base, tmp_path, run_id):
     (tmp_path / "rewards_of_ours.py").write_text(REWARD)
     settings = sets(
         *SMALL, "rounds=200", "checkpoint_every=1", f"run_id={run_id}", f"output={tmp_path}/run",
@@ -90,8 +70,18 @@ def test_a_trainer_that_is_killed_goes_on_from_its_checkpoint(scorer, base, tmp_
     process.kill()
     process.wait()
     reached = len(read_metrics(tmp_path / "run")) - 1
+
+    again = gradalign(*command, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "holds" in again.stderr
+    assert "--resume" in again.stderr
+    assert "Traceback" not in again.stderr
+    assert len(read_metrics(tmp_path / "run")) == reached + 1
+
     resumed = gradalign(*command, "--set", f"rounds={reached + 2}", "--resume", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
+    assert re.search(r"held-out pass rate 0\.\d+ -> 0\.\d+; 0 rounds without the scorer", resumed.stdout)
+    assert (tmp_path / f"run/checkpoints/round-{reached + 2:06d}/state.json").exists()
     lines = read_metrics(tmp_path / "run")
     assert [line["round"] for line in lines] == list(range(reached + 3))
     assert lines[-1]["fallbacks"] == 0

@@ -44,7 +44,7 @@ def train(urls, run, number, projection, all_begun):
     return ranked
 
 
-@pytest.mark.parametrize("runs", [1, TRAINERS])
+@pytest.mark.parametrize("runs", [1, pytest.param(TRAINERS, marks=pytest.mark.long)])
 def test_every_request_of_sixteen_trainers_is_applied_once_though_a_scorer_dies(scorers, run_id, projection, runs):
     names = [f"{run_id}-{number % runs}" for number in range(TRAINERS)]
     for name in set(names):

@@ -71,6 +71,7 @@ def test_one_rank_writes_the_files_of_the_plain_command(files, scorer, tmp_path,
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_rank_costs_its_batch(files, scorer, tmp_path, capfd):
     flags = ("--exact", "--url", scorer.url)
     assert main(command(files, tmp_path / "one/s.jsonl", *flags, train="long.json")) == 0

@@ -1,6 +1,8 @@
 """The pages of the reproduction show what results.jsonl in their folders holds."""
 
+import re
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -20,6 +22,35 @@ def test_the_tables_are_those_of_the_results(name):
     page = results_page(readings)
     assert page in (DOCS / f"{name}.md").read_text(encoding="utf-8")
     assert page in (DOCS / name / "report.md").read_text(encoding="utf-8")
+
+
+def shown(page, title):
+    """The rows of the tables under a title, as text."""
+    part = (DOCS / page).read_text(encoding="utf-8").partition(f"{title}\n")[2].partition("\n#")[0]
+    return [[cell.strip("|`* ") for cell in line.strip("|").split(" | ")] for line in re.findall(r"^\| .*", part, re.M)]
+
+
+def test_the_table_of_a_clean_pool_is_that_of_its_results():
+    readings = Readings(read_results(DOCS / "reproduction-clean"), {})
+    rows = [row for row in shown("reproduction.md", "### A clean pool") if row[1].startswith(".")]
+    assert len(rows) == 7
+    for method, updates, rollouts in rows:
+        for told, budget in ((updates, "updates"), (rollouts, "rollouts")):
+            found = readings.of("clean", method, budget)
+            assert len(found) == 3
+            assert float(told) == pytest.approx(fmean(found.values()), abs=6e-4)
+
+
+def test_the_table_of_smollm2_is_that_of_its_results():
+    curves = {
+        (str(result.cell.seed), result.cell.method): result.curve["pass_rate"]
+        for result in read_results(DOCS / "smollm2")
+        if result.cell.regime == "inverted"
+    }
+    rows = [row for row in shown("smollm2.md", "## Inverted, from a warm start") if row[0].isdigit()]
+    assert len(rows) == len(curves) == 15
+    for seed, method, *rates in rows:
+        assert [float(rate) for rate in rates[:4]] == pytest.approx(curves[seed, method], abs=6e-4)
 
 
 @BOTH
