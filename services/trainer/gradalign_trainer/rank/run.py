@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from gradalign import Client
 from gradalign_trainer.rank.steps.ledger import Ledger
 from gradalign_trainer.rank.steps.measure import POOLED, Encoded, Measurer, encode_file
-from gradalign_trainer.rank.steps.opening import open_policy, open_problems, open_responses, open_scorer
+from gradalign_trainer.rank.steps.opening import check_known, open_policy, open_problems, open_responses, open_scorer
 from gradalign_trainer.rank.steps.outputs import ProblemFile, write_lines, write_selected
 from gradalign_trainer.rank.steps.report import BY_PRIORITY, RankReport, accuracy_line, pass_rate, similarity_line
 from gradalign_trainer.rank.steps.responses import GroupId, ResponseFile, wire_id
@@ -24,7 +24,7 @@ from gradalign_trainer.rank.steps.scoring import (
     Scoring,
     check_sizes,
     rank_order,
-    spearman,
+    sketch_spearman,
     with_epsilon,
 )
 from gradalign_trainer.rank.steps.settings import RankSettings
@@ -97,10 +97,7 @@ def _only_known(train: ResponseFile, problems: ProblemFile | None) -> tuple[Resp
         return train, 0
     known = tuple(group for group in train.groups if group.group_id in problems.records)
     left_out = len(train.groups) - len(known)
-    if not known:
-        problems.check(group.group_id for group in train.groups)
-    if left_out:
-        logger.warning("%s: left out %d groups that %s does not have.", train.path, left_out, problems.path)
+    check_known(train.path, problems, len(known), left_out, (group.group_id for group in train.groups))
     return replace(train, groups=known), left_out
 
 
@@ -179,11 +176,6 @@ def _write(
 
 
 def _spearman(ledger: Ledger, train: ResponseFile) -> float:
-    reference = ledger[f"validation/{POOLED}"][1].astype(np.float64)
-    exact, sketched = [], []
-    for group in train.groups:
-        measurement, row = ledger[f"train/{group.group_id}"]
-        if measurement.norm > 0:
-            exact.append(measurement.dot / measurement.norm)
-            sketched.append(float(row @ reference / np.linalg.norm(row)))
-    return spearman(np.array(sketched), np.array(exact))
+    kept = (ledger[f"train/{group.group_id}"] for group in train.groups)
+    groups = ((measurement.dot, measurement.norm, row) for measurement, row in kept)
+    return sketch_spearman(groups, ledger[f"validation/{POOLED}"][1])

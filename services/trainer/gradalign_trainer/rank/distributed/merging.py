@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from gradalign import Client
 from gradalign.wire.projection import Projection
@@ -17,7 +18,7 @@ from gradalign_trainer.rank.steps.measure import POOLED
 from gradalign_trainer.rank.steps.outputs import write_lines
 from gradalign_trainer.rank.steps.report import BY_PRIORITY, accuracy_line, pass_rate, similarity_line
 from gradalign_trainer.rank.steps.responses import ResponseGroup, wire_id
-from gradalign_trainer.rank.steps.scoring import CHUNK, Columns, Scored, Scoring, spearman, with_epsilon
+from gradalign_trainer.rank.steps.scoring import CHUNK, Columns, Scored, Scoring, sketch_spearman, with_epsilon
 from gradalign_trainer.rank.steps.settings import RankSettings
 from gradalign_trainer.reporting.progress import TellsProgress
 
@@ -136,12 +137,10 @@ def exact_spearman(measured: Measured) -> float | None:
     """Spearman of sketched with exact alignments over the groups with a signal; None where none were taken exactly."""
     if measured.pooled is None:
         return None
-    reference = measured.pooled.sketch.astype(np.float64)
-    exact, sketched = [], []
+    return sketch_spearman(_exact_groups(measured), measured.pooled.sketch)
+
+
+def _exact_groups(measured: Measured) -> Iterator[tuple[float, float, npt.NDArray[np.float32]]]:
     for start in range(0, len(measured.pool), CHUNK):
         shard = measured.ledger.read("train", start, min(start + CHUNK, len(measured.pool)))
-        for dot, norm, row in zip(shard.dots, shard.norms, shard.sketches, strict=True):
-            if norm > 0:
-                exact.append(dot / norm)
-                sketched.append(float(row @ reference / np.linalg.norm(row)))
-    return spearman(np.array(sketched), np.array(exact))
+        yield from zip(shard.dots, shard.norms, shard.sketches, strict=True)

@@ -222,8 +222,8 @@ class Pool:
 
     def ids(self) -> Iterator[GroupId]:
         """The ids of all groups of the file, those that are not known too."""
-        rows = self._file.execute("SELECT DISTINCT key FROM responses WHERE key IS NOT NULL ORDER BY key")
-        return (_group_id(key) for (key,) in rows)
+        for (key,) in self._file.execute("SELECT DISTINCT key FROM responses WHERE key IS NOT NULL ORDER BY key"):
+            yield _group_id(key)
 
     def offset(self, position: int) -> int:
         """Responses of the known groups before a position."""

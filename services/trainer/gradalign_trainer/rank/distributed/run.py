@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -16,7 +15,7 @@ from gradalign_trainer.rank.distributed.merging import Measured, ask_scorer, exa
 from gradalign_trainer.rank.distributed.pool import Pool
 from gradalign_trainer.rank.distributed.shards import Batch, Pooled, Shard, ShardLedger
 from gradalign_trainer.rank.steps.measure import warn_of_cut
-from gradalign_trainer.rank.steps.opening import open_problems, open_responses, open_scorer, warn_of_bad
+from gradalign_trainer.rank.steps.opening import check_known, open_problems, open_responses, open_scorer, warn_of_bad
 from gradalign_trainer.rank.steps.outputs import ProblemFile, read_problem_file, write_selected
 from gradalign_trainer.rank.steps.report import RankReport
 from gradalign_trainer.rank.steps.responses import GroupId, ResponseFile, ResponseGroup, read_responses
@@ -26,7 +25,6 @@ from gradalign_trainer.reporting.progress import TellsProgress, no_progress
 
 __all__ = ["Workers", "run_shared"]
 
-SHOWN = 10
 logger = logging.getLogger(__name__)
 
 
@@ -199,13 +197,9 @@ class _First(_Shared):
         known = None if self.problems is None else self.problems.records
         place = self.ledger.folder / "pool.sqlite"
         self.pool = pool = stack.enter_context(closing(Pool(place, settings.train, known, self.progress)))
-        warn_of_bad(settings.train, list(islice(pool.bad_records(), SHOWN)), pool.bad, pool.records)
-        if self.problems is not None and pool.left_out:
-            if not len(pool):
-                self.problems.check(pool.ids())
-            logger.warning(
-                "%s: left out %d groups that %s does not have.", settings.train, pool.left_out, settings.problems
-            )
+        warn_of_bad(settings.train, pool.bad_records(), pool.bad, pool.records)
+        if self.problems is not None:
+            check_known(settings.train, self.problems, len(pool), pool.left_out, pool.ids())
         check_sizes(settings, len(pool), len(self.validation.groups) if self.validation else 0)
 
     def _take_pooled(self) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,7 +23,7 @@ from gradalign_trainer.rank.steps.responses import GroupId, ResponseFile, read_r
 from gradalign_trainer.rank.steps.settings import RankSettings
 from gradalign_trainer.reporting.progress import TellsProgress
 
-__all__ = ["open_policy", "open_problems", "open_responses", "open_scorer", "warn_of_bad"]
+__all__ = ["check_known", "open_policy", "open_problems", "open_responses", "open_scorer", "warn_of_bad"]
 
 SHOWN = 10
 logger = logging.getLogger(__name__)
@@ -54,17 +55,17 @@ def open_responses(path: Source, progress: TellsProgress) -> ResponseFile:
     return file
 
 
-def warn_of_bad(path: Source, first: Sequence[BadRecord], count: int, records: int) -> None:
+def warn_of_bad(path: Source, bad: Iterable[BadRecord], count: int, records: int) -> None:
     """Name the first bad records of a file, where there are any.
 
     Args:
         path: of the file.
-        first: at least ten of the bad ones, or all.
+        bad: the bad ones, of which the first are read.
         count: of the bad ones.
         records: of all.
     """
     if count:
-        listing = "".join(f"\n  {each}" for each in first[:SHOWN])
+        listing = "".join(f"\n  {each}" for each in islice(bad, SHOWN))
         more = f"\n  and {count - SHOWN} more" if count > SHOWN else ""
         logger.warning("%s: left out %d of %d records:%s%s", path, count, records, listing, more)
 
@@ -91,6 +92,25 @@ def open_problems(path: Source, duplicates: str, *, keep: Container[GroupId] | N
     for each in file.bad[:SHOWN]:
         logger.warning("left out: %s", each)
     return file
+
+
+def check_known(path: Source, problems: ProblemFile, known: int, left_out: int, ids: Iterable[GroupId]) -> None:
+    """Say how many groups of a file are left out because the problems lack them.
+
+    Args:
+        path: of the responses.
+        problems: the candidates.
+        known: groups that are kept.
+        left_out: groups that are not.
+        ids: of all groups; read where none is kept.
+
+    Raises:
+        DataError: the problems have none of them.
+    """
+    if not known:
+        problems.check(ids)
+    if left_out:
+        logger.warning("%s: left out %d groups that %s does not have.", path, left_out, problems.path)
 
 
 @contextmanager

@@ -16,9 +16,20 @@ from gradalign.wire.replies import Ranking, RefreshReply
 from gradalign_trainer.rank.steps.gradient import REFERENCE_EPSILON
 from gradalign_trainer.rank.steps.settings import RankSettings
 
-__all__ = ["CHUNK", "Columns", "Scored", "Scoring", "check_sizes", "rank_order", "spearman", "with_epsilon"]
+__all__ = [
+    "CHUNK",
+    "Columns",
+    "Scored",
+    "Scoring",
+    "check_sizes",
+    "rank_order",
+    "sketch_spearman",
+    "spearman",
+    "with_epsilon",
+]
 
 Floats = npt.NDArray[np.float64]
+Row = npt.NDArray[np.float32]
 CHUNK = 2048  # rows of one request; the store commits so many in a few milliseconds
 TOGETHER = ("learnalign", "diverse")
 
@@ -175,6 +186,22 @@ def with_epsilon(columns: Columns, length: float) -> Columns:
 def rank_order(priorities: dict[str, float]) -> list[str]:
     """Problem ids best first; ties by id."""
     return sorted(priorities, key=lambda problem_id: (-priorities[problem_id], problem_id))
+
+
+def sketch_spearman(groups: Iterable[tuple[float, float, Row]], reference: Row) -> float:
+    """Spearman's correlation of sketched with exact alignments over the groups with a signal; nan for fewer than 3.
+
+    Args:
+        groups: exact product, exact norm and sketch of each.
+        reference: sketch of the validation gradient.
+    """
+    exact, sketched = [], []
+    towards = reference.astype(np.float64)
+    for dot, norm, row in groups:
+        if norm > 0:
+            exact.append(dot / norm)
+            sketched.append(float(row @ towards / np.linalg.norm(row)))
+    return spearman(np.array(sketched), np.array(exact))
 
 
 def spearman(one: Floats, other: Floats) -> float:
