@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import argparse
 
-import numpy as np
 import torch
-from bench_rollouts import products
+from bench_rollouts import over_norms, products
 from grpo_gradients import Stage, cosines, ranks, spearman
 from torch import Tensor
 
 from gradalign.sketch import Sketcher
-from gradalign_scorer.ranking.reliability import RolloutProducts, errors_over_norms, ranking_noise
 
 COLUMNS = (
     "regime, updates", "rollouts", "with a signal", "sketch", "other rollouts", "and another v", "of good problems",
@@ -43,12 +41,7 @@ def good_first(alignments: Tensor, good: Tensor) -> str:
 
 def told(stage: Stage, alignments: Tensor) -> str:
     """`rollout_reliability`, as the scorer would answer to these rollouts: each problem's products over its norm."""
-    rows = products(stage)
-    rollouts = RolloutProducts.of(rows.tolist())
-    norms = np.divide(rollouts.sums, alignments.numpy(), out=np.zeros(len(rows)), where=rollouts.signal)
-    quotients = np.nan_to_num(alignments.numpy())
-    noise = ranking_noise(quotients, errors_over_norms(rollouts, norms, quotients))
-    return "" if noise is None else f"{noise.reliability:.3f}"
+    return f"{over_norms(products(stage), alignments.nan_to_num())[0]:.3f}"
 
 
 def measure(regime: str, updates: int, options: argparse.Namespace) -> None:

@@ -10,16 +10,12 @@ of a fresh set of scorers; what was applied is counted in the store and must be 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench_scorer import Load, percentiles
+from bench_scorer import at_once, percentiles
 
 from gradalign import Client
 
@@ -31,45 +27,6 @@ from scorers import ScorerProcess  # noqa: E402
 
 from gradalign_scorer.store import EmbeddedServer  # noqa: E402
 
-TRAINER = """
-import sys
-from bench_scorer import Load, timed
-from gradalign import Client
-urls, run, problems, dim, count = sys.argv[1].split(","), sys.argv[2], *map(int, sys.argv[3:])
-load = Load(problems, dim)
-with Client(urls, run_id=run, retries=60) as client:
-    load.score(client)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    print(*timed(lambda: load.score(client), count))
-"""
-
-
-def goodput(urls: Sequence[str], runs: Sequence[str], options: argparse.Namespace) -> tuple[float, list[float]]:
-    """Requests a second, and the seconds of each, of a trainer a run; runs may repeat."""
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    processes = []
-    for number, run in enumerate(runs):
-        turn = number % len(urls)
-        mine = ",".join([*urls[turn:], *urls[:turn]])
-        numbers = map(str, (options.problems, options.dim, options.requests))
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-c", TRAINER, mine, run, *numbers],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path},
-            )
-        )  # fmt: skip
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline().strip() == "ready"
-    began = time.perf_counter()
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    seconds = [float(word) for process in processes for word in process.communicate()[0].split()]
-    return len(seconds) / (time.perf_counter() - began), seconds
-
 
 def measure(store: str, name: str, scorers: int, own: bool, options: argparse.Namespace) -> None:
     """Print a row."""
@@ -80,20 +37,18 @@ def measure(store: str, name: str, scorers: int, own: bool, options: argparse.Na
         urls = [each.url for each in started]
         count = options.trainers if own else 1
         runs = [f"{name}-{scorers}-{number % count}".replace(" ", "-") for number in range(options.trainers)]
-        load = Load(options.problems, options.dim)
-        for run in set(runs):
-            with Client(urls[0], run_id=run) as client:
-                load.refresh(client)
-        rate, seconds = goodput(urls, runs, options)
+        turns = [number % scorers for number in range(options.trainers)]
+        places = [([*urls[turn:], *urls[:turn]], run) for turn, run in zip(turns, runs, strict=True)]
+        seconds, wall = at_once(places, options.problems, options.dim, options.requests)
         applied = 0
         for run in set(runs):
             with Client(urls[0], run_id=run) as client:
                 applied += client.run().rounds - 1  # the refresh
                 client.delete_run()
-    sent = options.trainers * (1 + options.requests)
+    sent = options.trainers * (1 + options.requests)  # the first one is not timed
     assert applied == sent, f"{sent} requests were acknowledged, {applied} applied"
     kind = "runs of their own" if own else "one run"
-    print(f"| {name} | {kind} | {scorers} | {rate:.1f} | {percentiles(seconds)} |", flush=True)
+    print(f"| {name} | {kind} | {scorers} | {len(seconds) / wall:.1f} | {percentiles(seconds)} |", flush=True)
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -217,10 +217,9 @@ TRAINER = """
 import sys
 from bench_scorer import Load, timed
 from gradalign import Client
-url, run, problems, dim, count = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+urls, run, problems, dim, count = sys.argv[1].split(","), sys.argv[2], *map(int, sys.argv[3:])
 load = Load(problems, dim)
-with Client(url, run_id=run, retries=30) as client:
-    load.refresh(client)
+with Client(urls, run_id=run, retries=30) as client:
     load.score(client)
     print("ready", flush=True)
     sys.stdin.readline()
@@ -230,13 +229,31 @@ with Client(url, run_id=run, retries=30) as client:
 
 def trainers(url: str, number: int, problems: int, dim: int, count: int) -> tuple[list[float], float]:
     """Seconds of each request of a number of trainer processes at once, and the wall time of all."""
+    return at_once([([url], f"run-{number}-{i}") for i in range(number)], problems, dim, count)
+
+
+def at_once(
+    places: Sequence[tuple[Sequence[str], str]], problems: int, dim: int, count: int
+) -> tuple[list[float], float]:
+    """Seconds of each request of trainer processes that begin together, and the wall time of all.
+
+    Args:
+        places: addresses of scorers and run of each.
+        problems: of a request.
+        dim: of a sketch.
+        count: requests of each.
+    """
+    load = Load(problems, dim)
+    for run, urls in {run: urls for urls, run in places}.items():
+        with Client(urls, run_id=run) as client:
+            load.refresh(client)
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", TRAINER, url, f"run-{number}-{i}", str(problems), str(dim), str(count)],
+            [sys.executable, "-c", TRAINER, ",".join(urls), run, str(problems), str(dim), str(count)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path},
         )
-        for i in range(number)
+        for urls, run in places
     ]  # fmt: skip
     for process in processes:
         assert process.stdout is not None

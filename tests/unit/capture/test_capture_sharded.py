@@ -31,7 +31,7 @@ def check_equals_the_whole_model(rank, world, mesh):
 
 
 def check_lora(rank, world, mesh):
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft", reason="comes with the extra trl")
 
     def adapted():
         model = peft.get_peft_model(build(), peft.LoraConfig(r=3, target_modules=["q_proj", "down_proj"]))

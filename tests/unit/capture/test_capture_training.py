@@ -34,7 +34,7 @@ def test_frozen_parameters_are_left_out():
 
 @pytest.mark.filterwarnings("ignore:`.*gradient_checkpointing")
 def test_lora():
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft", reason="comes with the extra trl")
     config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "up_proj"], lora_dropout=0.0)
     model = peft.get_peft_model(build("qwen2"), config).double()
     with torch.no_grad():

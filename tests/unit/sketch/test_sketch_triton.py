@@ -16,7 +16,7 @@ from gradalign.sketch.kernels import cpu as compiled
 from gradalign.sketch.kernels import gpu as fused
 from gradalign.sketch.kernels.tables import HashTable
 
-triton = pytest.importorskip("triton")
+triton = pytest.importorskip("triton", reason="triton comes with the CUDA build of torch")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [pytest.mark.gpu]
 if not INTERPRETED and not torch.cuda.is_available():

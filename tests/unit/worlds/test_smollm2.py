@@ -40,7 +40,7 @@ def test_trusted_and_heldout_problems_are_the_same_in_all_regimes():
 
 
 def test_prompts_are_of_one_form_whatever_the_task():
-    pytest.importorskip("reasoning_gym")
+    pytest.importorskip("reasoning_gym", reason="reasoning_gym needs a C compiler to install")
     pool = WORLD.parts("imbalance", seed=0).pool
     assert all(re.fullmatch(r"Question: [^\n]+\nAnswer: ", problem.prompt) for problem in pool)
     assert {problem.source for problem in pool} == {f"words/{LEVEL}", *(f"reasoning_gym/{task}" for task in OFF_TARGET)}
@@ -48,7 +48,7 @@ def test_prompts_are_of_one_form_whatever_the_task():
 
 
 def test_off_target_problems_are_marked_by_their_own_verifiers():
-    pytest.importorskip("reasoning_gym")
+    pytest.importorskip("reasoning_gym", reason="reasoning_gym needs a C compiler to install")
     reward = make_reward("graded")
     strangers = [p for p in WORLD.parts("imbalance", seed=1).pool if p.source.startswith("reasoning_gym")][:40]
     assert all(reward(problem, problem.answer) == 1.0 for problem in strangers)
