@@ -33,13 +33,23 @@ def cluster():
     made.shutdown()
 
 
-@pytest.fixture
-def second(cluster):
-    """A second node of one CPU, which the test may remove."""
-    node = cluster.add_node(**NODE)
+def node_of(cluster, cpus):
+    """A further node, which the test may remove."""
+    node = cluster.add_node(**{**NODE, "num_cpus": cpus})
     yield node
     if node in cluster.worker_nodes:
         cluster.remove_node(node)
+    cluster.wait_for_nodes()
+
+
+@pytest.fixture
+def second(cluster):
+    yield from node_of(cluster, 1)
+
+
+@pytest.fixture
+def wide(cluster):
+    yield from node_of(cluster, 3)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +88,21 @@ def wait_for_workers(process, count):
         assert process.poll() is None, process.communicate()[0][-4000:]
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    return found
+
+
+def stopped_at_work(process, count):
+    """The ids of so many workers, each stopped at a batch, so that none ends the ranking before another has begun."""
+    found = []
+    deadline = time.monotonic() + 300
+    while len(found) < count:
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        assert time.monotonic() < deadline
+        for worker in workers(".measure"):
+            if worker.pid not in found:
+                os.kill(worker.pid, signal.SIGSTOP)
+                found.append(worker.pid)
+        time.sleep(0.02)
     return found
 
 
@@ -146,6 +171,30 @@ def test_a_removed_node_costs_what_it_had_in_hand(cluster, second, long, plain):
     assert same_files(plain, out.parent)
 
 
+def test_of_four_workers_one_is_killed_and_three_leave_with_their_node(cluster, wide, long, plain):
+    arguments, out = long
+    process = started([*arguments, "--workers", "4"])
+    busy = stopped_at_work(process, 4)
+    os.kill(busy[0], signal.SIGKILL)
+    for worker in busy[1:]:
+        os.kill(worker, signal.SIGCONT)
+    wait_for_shards(process, out, 6)
+    cluster.remove_node(wide, allow_graceful=False)
+    told = said(process)
+    assert "a worker was lost at train groups" in told
+    assert measured(told) == LONG + 1
+    assert same_files(plain, out.parent)
+
+
+def test_a_node_that_is_lost_while_its_workers_load_ends_nothing(cluster, wide, long, plain):
+    arguments, out = long
+    process = started([*arguments, "--workers", "4"])
+    wait_for_workers(process, 4)
+    cluster.remove_node(wide, allow_graceful=False)
+    said(process)
+    assert same_files(plain, out.parent)
+
+
 @pytest.mark.parametrize(
     ("doing", "words"),
     [
@@ -155,7 +204,8 @@ def test_a_removed_node_costs_what_it_had_in_hand(cluster, second, long, plain):
 )
 def test_a_batch_or_a_start_that_no_worker_survives_ends_it(long, doing, words):
     arguments, out = long
-    process = started([*arguments, "--groups-per-task", str(LONG)])  # one batch, which takes a second
+    alone = ("--workers", "1", "--groups-per-task", str(LONG))  # one batch, which takes a second
+    process = started([*arguments, *alone])
     killed = set()
     while process.poll() is None and not shards(out):
         for worker in workers(doing):
@@ -166,7 +216,7 @@ def test_a_batch_or_a_start_that_no_worker_survives_ends_it(long, doing, words):
     told, _ = process.communicate(timeout=300)
     assert process.returncode == 2, told[-4000:]
     assert words in " ".join(told.split())
-    assert len(killed) == 3
+    assert len(killed) == 3, told[-4000:]
     assert not out.exists()
 
 

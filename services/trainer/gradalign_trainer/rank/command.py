@@ -118,13 +118,13 @@ def _source(text: str) -> Source:
 
 def _ranked(args: argparse.Namespace) -> RankReport | None:
     """What the ranking did; None where another process of it tells."""
+    if args.workers is not None and args.ray is None:
+        raise GradAlignError("--workers was given without --ray; it counts the actors of Ray.")
     from gradalign_trainer.rank.distributed.ranks import Ranks, by_torchrun
     from gradalign_trainer.rank.run import run_ranking
     from gradalign_trainer.reporting.progress import show_progress
 
     settings, launched = _settings(args), by_torchrun()
-    if args.workers is not None and args.ray is None:
-        raise GradAlignError("--workers was given without --ray; it counts the actors of Ray.")
     if launched and args.ray is not None:
         raise GradAlignError(
             "--ray was given under torchrun; expected one of them to share the work. Run it by python."

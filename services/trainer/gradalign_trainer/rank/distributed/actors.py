@@ -2,6 +2,7 @@
 
 A worker has at most two batches at once, one that it measures and one that waits, so what is under way is bounded. A
 batch whose worker is lost, by itself or with its node, goes to another one; a new worker takes the place of the lost.
+Where it died before it was ready, the next waits: a cluster notices a lost node late, and places workers there till then.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from gradalign_trainer.rank.steps.settings import RankSettings
 __all__ = ["RayWorkers"]
 
 AT_ONCE = 2  # batches of a worker
-LIVES = 3  # deaths at one batch, or at starts in a row, that are no accident
+LIVES = 3  # deaths at one batch, or at starts one after the other, that are no accident
+PAUSE = 15.0  # seconds from a failed start to the next, twice as many after the second
 KNOCK_LIMIT = 30.0  # seconds
 START_LIMIT = 600.0  # seconds without any worker
 LOOK_EVERY = 5.0  # seconds
@@ -42,8 +44,9 @@ class _Job:
 
 
 class _Worker:
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, failed_before: int) -> None:
         self.handle = handle
+        self.failed_before = failed_before
         self.jobs: deque[_Job] = deque()
 
 
@@ -76,6 +79,7 @@ class RayWorkers:
         self._against: Any = None
         self._projection: Projection | None = None
         self._failed_starts = 0
+        self._due: list[float] = []
         self._alive_at = time.monotonic()
         self._own = False
 
@@ -154,7 +158,7 @@ class RayWorkers:
             self._begin()
 
     def _begin(self) -> None:
-        worker = _Worker(self._actor.remote(self._of_worker, self._threads))
+        worker = _Worker(self._actor.remote(self._of_worker, self._threads), self._failed_starts)
         self._starting[worker.handle.start.remote()] = worker
 
     def projection(self) -> Projection:
@@ -216,7 +220,11 @@ class RayWorkers:
 
     def _settle(self) -> tuple[_Job, Any] | None:
         """Wait for one thing to happen; a job with its result, where that is what happened."""
+        self._begin_due()
         awaited = [*self._running, *self._starting]
+        if not awaited:
+            time.sleep(max(min(self._due) - time.monotonic(), 0.0))
+            return None
         done, _ = self._ray.wait(awaited, num_returns=1, timeout=LOOK_EVERY)
         if self._workers:
             self._alive_at = time.monotonic()
@@ -228,19 +236,28 @@ class RayWorkers:
         self._started(done[0])
         return None
 
+    def _begin_due(self) -> None:
+        now = time.monotonic()
+        for _ in range(sum(due <= now for due in self._due)):
+            self._begin()
+        self._due = [due for due in self._due if due > now]
+
     def _started(self, reference: Any) -> None:
         worker = self._starting.pop(reference)
         try:
             self._projection = self._got(reference)
         except self._ray.exceptions.RayError as error:
-            self._failed_starts += 1
+            if worker.failed_before == self._failed_starts:  # those that began together fail together, with their node
+                self._failed_starts += 1
             if self._failed_starts >= LIVES:
                 raise GradAlignError(
                     f"{LIVES} workers died one after the other while they loaded {self._settings.model}; the last words: "
                     f"{_first_line(error)} Look for memory that ran out, on the node or on the GPU."
                 ) from error
+            pause = PAUSE * 2 ** max(self._failed_starts - 1, 0)
+            logger.warning("a worker died while it loaded; another begins in %.0f s: %s", pause, _first_line(error))
             self._ray.kill(worker.handle)
-            self._begin()
+            self._due.append(time.monotonic() + pause)
             return
         self._failed_starts = 0
         if self._against is not None:
