@@ -49,6 +49,15 @@ class TestNorms:
         with pytest.raises(InvalidValue, match=r"products\[1\] add up to 2 and norms\[1\] is"):
             with_norms(RolloutProducts.of([[1.0], [2.0]]), np.array([1.0, norm]), kind)
 
+    @pytest.mark.parametrize("kind", ["exact", "head"])
+    def test_rollouts_that_cancel_have_no_gradient(self, kind):
+        same_text = [0.3, -0.1, -0.1, -0.1]
+        assert sum(same_text) != 0
+        rollouts = RolloutProducts.of([same_text, [1.0]])
+        assert with_norms(rollouts, np.array([0.0, 2.0]), kind).tolist() == [0.0, 0.5]
+        with pytest.raises(InvalidValue, match="expected"):
+            with_norms(RolloutProducts.of([[0.3, -0.1, -0.1]]), np.array([0.0]), kind)
+
     def test_what_is_rejected_disagrees_with_nothing(self):
         assert with_norms(RolloutProducts.of([[np.nan], [1.0]]), np.array([0.0, 2.0]), "exact").tolist() == [0.0, 0.5]
 

@@ -77,6 +77,8 @@ Floats = npt.NDArray[np.float64]
 
 _PRODUCT_TOLERANCE = 0.1
 """By which a product may exceed its norm: as much as a sum of products may be off without a warning."""
+_ROUNDING = 1e-6
+"""Of the sum of the absolute products of a problem's rollouts: what is left of them where they cancel in 32 bits."""
 _LARGEST_QUOTIENT = 1e100
 _FEWEST = 3
 _PRIOR_ROLLOUTS = 3.0
@@ -126,9 +128,16 @@ class RolloutProducts:
         signal = finite & np.logical_or.reduceat(flat != 0, starts)
         return cls(flat, counts, sums, np.sqrt(variances), finite, signal)
 
+    def absolute_sums(self) -> Floats:
+        """Of the absolute products of each problem's rollouts, [n]."""
+        sums: Floats = np.add.reduceat(np.abs(self.flat), np.cumsum(self.counts) - self.counts)
+        return sums
+
 
 def with_norms(rollouts: RolloutProducts, norms: Floats, kind: str) -> Floats:
     """Quotients of the problems' products and their norms, [n]; 0 where the norm is 0, or the problem not finite.
+
+    Rollouts that are the same text with different rewards have a gradient of 0, and products that cancel but for rounding.
 
     Args:
         rollouts: of n problems.
@@ -138,7 +147,8 @@ def with_norms(rollouts: RolloutProducts, norms: Floats, kind: str) -> Floats:
     Raises:
         InvalidValue: a product is longer than its exact norm, or a norm is zero and its product is not.
     """
-    sums = np.where(rollouts.finite, rollouts.sums, 0.0)
+    cancelled = (norms == 0) & (np.abs(rollouts.sums) <= _ROUNDING * rollouts.absolute_sums())
+    sums = np.where(rollouts.finite & ~cancelled, rollouts.sums, 0.0)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         quotient: Floats = np.where(sums == 0, 0.0, sums / norms)
     worst = int(np.argmax(np.abs(quotient)))
