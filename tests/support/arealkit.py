@@ -1,10 +1,11 @@
-"""What the recipe for AReaL touches of it: its trainer, rollout engine and recover checkpoints where it is installed, else stand-ins.
+"""What the recipe for AReaL touches of it: its trainer, engine and checkpoints where it is installed, else stand-ins.
 
 The actor's engine and the inference server are stood in for in both, as is the scheduler: all is in one process. The
 stand-ins for the rest have the signatures of areal 1.0.4: `PPOTrainer(config, train_dataset, valid_dataset)` with
 `_create_dataloader(dataset, dataset_config, rank, world_size)`, `_requires_proxy_workflow(workflow)` and
 `train(workflow, eval_workflow, workflow_kwargs, ...)`, which calls `actor.prepare_batch(dataloader, workflow=,
-workflow_kwargs=, should_accept_fn=, group_size=, dynamic_bs=)`; `RolloutWorkflow.arun_episode(engine, data)`; `RTensor.localize`.
+workflow_kwargs=, should_accept_fn=, group_size=, dynamic_bs=)`; `RolloutWorkflow.arun_episode(engine, data)`;
+`RTensor.localize`.
 """
 
 import asyncio
@@ -139,6 +140,10 @@ class Engine:
         }
 
 
+class Remote:
+    """As `RDataset`, a dataset in AReaL's data service."""
+
+
 def imported(path):
     """As AReaL's `import_from_string`."""
     module, _, name = path.rpartition(".")
@@ -152,18 +157,28 @@ def install(monkeypatch):
     recipekit.stand_in_loader(monkeypatch)
     rtensor = {
         "RTensor": SimpleNamespace(localize=lambda columns: columns),
-        "clear_fetch_buffer": lambda ids: len(ids),
+        "clear_fetch_buffer": len,
         "flatten_shard_ids": lambda columns: [],
     }
     modules = {
         "areal.api": {"RolloutWorkflow": RolloutWorkflow},
         "areal.trainer.rl_trainer": {"PPOTrainer": Trainer},
         "areal.infra.rpc.rtensor": rtensor,
+        "areal.infra.data_service.rdataset": {"RDataset": Remote},
         "areal.utils": {"stats_tracker": SimpleNamespace(scalar=STATS.update, export_all=STATS.copy)},
         "areal.utils.dynamic_import": {"import_from_string": imported},
         "areal.utils.environ": {"is_single_controller": lambda: "AREAL_SPMD_MODE" not in os.environ},
     }
     recipekit.stand_in(monkeypatch, **modules)
+
+
+def remote(folder):
+    """A training set in AReaL's data service."""
+    if not REAL:
+        return Remote()
+    from areal.infra.data_service.rdataset import RDataset
+
+    return RDataset(path=str(folder))
 
 
 def rows(problems):
@@ -182,8 +197,7 @@ def make(module, monkeypatch, folder, problems, steps=12, recover=False):
     from areal.trainer import rl_trainer
 
     if not torch.distributed.is_initialized():
-        store = torch.distributed.FileStore(str(folder / "store"), 1)
-        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     monkeypatch.setattr(rl_trainer, "load_hf_processor_and_tokenizer", lambda _: (None, None))
     monkeypatch.setattr(rl_trainer.PPOTrainer, "_init_scheduler", lambda _: None)
     monkeypatch.setattr(rl_trainer.PPOTrainer, "_create_train_engine", lambda *_: Actor(problems))

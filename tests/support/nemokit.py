@@ -1,4 +1,4 @@
-"""What the recipe for NeMo-RL touches of it: its GRPO, rollouts and checkpoints where its source is in PYTHONPATH, else stand-ins.
+"""What the recipe for NeMo-RL touches of it: its GRPO where its source is in PYTHONPATH, else stand-ins.
 
 The policy, its generation and the environment's actor are stood in for in both, as are Ray's references. NeMo-RL is on no
 package index. The stand-ins have the signatures of NeMo-RL at 7ea279a: `grpo_train(policy, policy_generation,
@@ -7,6 +7,7 @@ cfg)` behind each generation and `policy.train(data, loss_fn)` once a step; `set
 `load_dataloader_state(loader, path, data_config)`; a batch with `idx` and `total_reward`.
 """
 
+import shutil
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -77,13 +78,6 @@ class Generation:
         return {}
 
 
-class Later:
-    """As a reference of Ray's, with its value in it."""
-
-    def __init__(self, value):
-        self.value = value
-
-
 class Environment:
     """As the handle of an environment's actor: rewards of the known policy."""
 
@@ -97,7 +91,7 @@ class Environment:
             rewards.append(recipekit.reward(log[0]["content"], self.attempts[log[0]["content"]]))
         seen = [{"role": "environment", "content": "graded"} for _ in logs]
         done = torch.ones(len(logs))
-        return Later((seen, metadata, None, torch.tensor(rewards), done, None))
+        return recipekit.Later((seen, metadata, None, torch.tensor(rewards), done, None))
 
 
 class Log:
@@ -130,10 +124,25 @@ class Checkpoints:
     """As `CheckpointManager`."""
 
     def __init__(self, config):
-        self.file = Path(config["checkpoint_dir"]) / "train_dataloader.pt"
+        self.folder = Path(config["checkpoint_dir"])
 
     def get_latest_checkpoint_path(self):
-        return str(self.file.parent) if self.file.exists() else None
+        return max(self.folder.glob("step_*"), key=_step_of, default=None)
+
+    def save(self, step, state):
+        (self.folder / f"step_{step}").mkdir(parents=True)
+        torch.save(state, self.folder / f"step_{step}/train_dataloader.pt")
+
+
+def _step_of(folder):
+    return int(folder.name.removeprefix("step_"))
+
+
+def rewind(folder, step):
+    """Leave the checkpoints of a training up to a step."""
+    for each in (folder / "checkpoints").glob("step_*"):
+        if _step_of(each) > step:
+            shutil.rmtree(each)
 
 
 def process(row, spec, tokenizer, length, place):
@@ -178,8 +187,7 @@ def train(
             own = [each["message_log"][0]["token_ids"] for each, stays in zip(batch, kept, strict=True) if stays]
             policy.train({"input_ids": own}, loss_fn)
             grpo_save_state.total_steps += 1
-            checkpointer.file.parent.mkdir(exist_ok=True)
-            torch.save(wrapped_dataloader.state_dict(), checkpointer.file)
+            checkpointer.save(grpo_save_state.total_steps, wrapped_dataloader.state_dict())
             if grpo_save_state.total_steps == master_config.grpo.max_num_steps:
                 return
 
@@ -213,7 +221,11 @@ def _parts(grpo, monkeypatch, config, rows, total_steps):
     if not REAL:
         loader = recipekit.Loader(Rows(rows, process), batch_size=BATCH, collate_fn=list)
         state = SimpleNamespace(total_steps=total_steps)
-        return {"wrapped_dataloader": loader, "checkpointer": Checkpoints(config.checkpointing), "grpo_save_state": state}
+        return {
+            "wrapped_dataloader": loader,
+            "checkpointer": Checkpoints(config.checkpointing),
+            "grpo_save_state": state,
+        }
     from nemo_rl.data.datasets import AllTaskProcessedDataset
     from nemo_rl.data.interfaces import TaskDataSpec
     from nemo_rl.experience import rollouts
@@ -254,7 +266,12 @@ def _config(folder, steps, dynamic, settings):
         return SimpleNamespace(grpo=grpo, **rooms)
     from nemo_rl.algorithms import grpo
 
-    generation = {"backend": "vllm", "colocated": {"enabled": True}, "vllm_cfg": {"async_engine": False}, "temperature": 1.0}
+    generation = {
+        "backend": "vllm",
+        "colocated": {"enabled": True},
+        "vllm_cfg": {"async_engine": False},
+        "temperature": 1.0,
+    }
     policy = {
         "precision": "float32", "train_global_batch_size": BATCH * GROUP, "max_total_sequence_length": 64,
         "make_sequence_length_divisible_by": 1, "generation": {**generation, "top_p": 1.0, "top_k": None},
@@ -262,5 +279,6 @@ def _config(folder, steps, dynamic, settings):
     made = grpo.GRPOConfig(**own, async_grpo=grpo.AsyncGRPOConfig(enabled=asynchronous))
     return grpo.MasterConfig.model_construct(
         grpo=made, policy=policy, loss_fn=grpo.ClippedPGLossConfig(), cluster={"num_nodes": 1, "gpus_per_node": 1},
-        logger={"num_val_samples_to_print": 0}, reward_penalties=grpo.RewardPenaltyConfig(), on_policy_distillation=None, **rooms,
+        logger={"num_val_samples_to_print": 0}, reward_penalties=grpo.RewardPenaltyConfig(),
+        on_policy_distillation=None, **rooms,
     )  # fmt: skip

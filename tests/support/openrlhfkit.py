@@ -197,14 +197,9 @@ class Actors:
     def async_run_method(self, method_name, **given):
         if method_name == "save_checkpoint":
             self.kept = given["client_states"]
-        return {"fit": [Later({})], "get_checkpoint_states": [Later(self.kept)]}.get(method_name, [])
-
-
-class Later:
-    """As a reference of Ray's, with its value in it."""
-
-    def __init__(self, value):
-        self.value = value
+        return {"fit": [recipekit.Later({})], "get_checkpoint_states": [recipekit.Later(self.kept)]}.get(
+            method_name, []
+        )
 
 
 class Here:
@@ -222,8 +217,8 @@ class Here:
 class Engine:
     """As the handle of a vLLM engine."""
 
-    get_num_unfinished_requests = SimpleNamespace(remote=lambda: Later(0))
-    generate_responses = SimpleNamespace(remote=lambda prompt, label, **_: Later(respond(prompt, label)))
+    get_num_unfinished_requests = SimpleNamespace(remote=lambda: recipekit.Later(0))
+    generate_responses = SimpleNamespace(remote=lambda prompt, label, **_: recipekit.Later(respond(prompt, label)))
 
 
 def make(module, monkeypatch, folder, actors, questions, **settings):

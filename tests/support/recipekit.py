@@ -55,6 +55,13 @@ class Loader(DataLoader):
         self.sampler.load_state_dict(state)
 
 
+class Later:
+    """As a reference of Ray's, with its value in it."""
+
+    def __init__(self, value):
+        self.value = value
+
+
 def stand_in_loader(monkeypatch):
     """`Loader` where imports find torchdata's, if that is not here."""
     if importlib.util.find_spec("torchdata") is None:

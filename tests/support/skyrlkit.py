@@ -9,6 +9,7 @@ The generator and the workers are stood in for in both, as is Ray. The stand-ins
 import asyncio
 import json
 import pickle
+import shutil
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -95,11 +96,12 @@ class Trainer:
         return await self.generator.generate(input_batch)
 
     def load_checkpoints(self):
-        if not self.cfg.file.exists():
-            return 0, None
-        step, state = pickle.loads(self.cfg.file.read_bytes())
-        self.train_dataloader.load_state_dict(state)
-        return step, str(self.cfg.file)
+        step = max(map(_step_of, self.cfg.folder.glob("global_step_*")), default=0)
+        if step:
+            self.train_dataloader.load_state_dict(
+                pickle.loads((self.cfg.folder / f"global_step_{step}/data").read_bytes())
+            )
+        return step, None
 
     def train_critic_and_policy(self, data):
         return self._execute_training_step("policy", data)
@@ -122,7 +124,9 @@ class Trainer:
         self.fwd_logprobs_values_reward(data)
         self.train_critic_and_policy(data)
         self.tracker.log(self.all_metrics, step=self.global_step)
-        self.cfg.file.write_bytes(pickle.dumps((self.global_step, self.train_dataloader.state_dict())))
+        folder = self.cfg.folder / f"global_step_{self.global_step}"
+        folder.mkdir(parents=True)
+        (folder / "data").write_bytes(pickle.dumps(self.train_dataloader.state_dict()))
 
     def _kept(self, names, rewards):
         """The prompts of groups that dynamic sampling leaves; it draws no others here."""
@@ -141,6 +145,18 @@ class Exp:
 
     def run(self):
         self.cfg.ran = self.get_trainer(**self.cfg.given)
+
+
+def _step_of(folder):
+    return int(folder.name.removeprefix("global_step_"))
+
+
+def rewind(folder, step):
+    """Leave the checkpoints of a training up to a step."""
+    for each in (folder / "checkpoints").glob("global_step_*"):
+        if _step_of(each) > step:
+            shutil.rmtree(each)
+    (folder / "checkpoints/latest_ckpt_global_step.txt").write_text(str(step))
 
 
 def install(monkeypatch):
@@ -175,7 +191,9 @@ class Log:
 def given(folder, problems, steps, epochs, filtering, generator):
     """What the trainer is made of."""
     rows = [{"prompt": [{"role": "user", "content": question}], "answer": "yes"} for question in problems]
-    cfg = _config(folder, steps, epochs, filtering, generator.steps) if REAL else _stand_in_config(folder, steps, epochs)
+    cfg = (
+        _config(folder, steps, epochs, filtering, generator.steps) if REAL else _stand_in_config(folder, steps, epochs)
+    )
     if REAL:
         from skyrl.train.dataset import PromptDataset
 
@@ -193,7 +211,7 @@ def given(folder, problems, steps, epochs, filtering, generator):
 def _stand_in_config(folder, steps, epochs):
     algorithm = SimpleNamespace(dynamic_sampling=SimpleNamespace(type=None))
     own = SimpleNamespace(train_batch_size=BATCH, epochs=epochs, max_training_steps=steps, algorithm=algorithm)
-    return SimpleNamespace(trainer=own, file=folder / "checkpoint")
+    return SimpleNamespace(trainer=own, folder=folder / "checkpoints")
 
 
 def _config(folder, steps, epochs, filtering, turns):
@@ -222,7 +240,9 @@ def _config(folder, steps, epochs, filtering, turns):
 
 def make(module, monkeypatch, folder, problems, steps=12, epochs=9, filtering=None, turns=1):
     """The recipe's trainer; with SkyRL here its own down to the calls of the generator and the workers."""
-    trainer = module.CurriculumExp.get_trainer(None, **given(folder, problems, steps, epochs, filtering, Generator(turns)))
+    trainer = module.CurriculumExp.get_trainer(
+        None, **given(folder, problems, steps, epochs, filtering, Generator(turns))
+    )
     trainer.trained = []
 
     def forward(data):

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from areal.api import RolloutWorkflow
+from areal.infra.data_service.rdataset import RDataset
 from areal.infra.rpc.rtensor import RTensor, clear_fetch_buffer, flatten_shard_ids
 from areal.trainer.rl_trainer import PPOTrainer
 from areal.utils import stats_tracker
@@ -68,6 +69,10 @@ class CurriculumTrainer(PPOTrainer):
     def __init__(self, config, train_dataset=None, valid_dataset=None):
         if not is_single_controller():
             raise ValueError("AREAL_SPMD_MODE is set, so each rank reads data of its own; expected one controller.")
+        if isinstance(train_dataset, RDataset):
+            raise ValueError(
+                "train_dataset.scheduling_spec is set, so rows come from AReaL's data service; expected none."
+            )
         super().__init__(config, train_dataset, valid_dataset)
 
     def _create_dataloader(self, dataset, dataset_config, rank, world_size):

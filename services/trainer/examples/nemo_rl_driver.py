@@ -7,7 +7,7 @@ NeMo-RL has a setting for a function that picks rows (`data.custom_dataloader`),
 `grpo_train` of nemo_rl.algorithms.grpo another data loader, and looks at the rewards where they are scaled.
 
 - What is chosen: the problems of each batch of the training set, in place of `data.shuffle`.
-- What is reported: the total reward of each rollout, before it is scaled or shaped, of groups too that dynamic sampling drops.
+- What is reported: the total reward of each rollout before it is scaled, of groups too that dynamic sampling drops.
 - Ids: `problem_id` of a row of the dataset, else of all its columns; before its processor.
 - Resume: with the data loader, `train_dataloader.pt` of a checkpoint.
 

@@ -1,5 +1,7 @@
 """The recipe for AReaL: its own trainer, rollout engine and recover checkpoints where it is installed, else its stand-in."""
 
+import shutil
+
 import arealkit
 import pytest
 import recipekit
@@ -49,14 +51,18 @@ def test_its_figures_are_in_the_trainers_log(make):
     assert trainer.actor.stats["gradalign/fallbacks"] == 0.0
 
 
-def test_a_recovered_training_has_its_curriculum(make, scorer, run_id):
+def test_a_recovered_training_has_the_curriculum_of_its_checkpoint(make, scorer, run_id, tmp_path):
     train(make(steps=3, recover=True))
-    again = make(steps=6, recover=True)
+    shutil.copytree(tmp_path, tmp_path.with_suffix(".kept"))
+    train(make(steps=6, recover=True))
+    assert recipekit.run_of(scorer.url, run_id).policy_version == 5
+    shutil.rmtree(tmp_path)
+    tmp_path.with_suffix(".kept").rename(tmp_path)
+    again = make(steps=4, recover=True)
     assert (again.rollout.get_version(), again.link.step) == (3, 2)
-    taken = train(again)
-    assert len(taken) == 3  # three of six updates were behind it
+    assert len(train(again)) == 1  # three of four updates were behind it
     run = recipekit.run_of(scorer.url, run_id)
-    assert (run.policy_version, run.epoch) == (5, 2)
+    assert (run.policy_version, run.epoch) == (3, 3)
 
 
 def test_without_a_scorer_every_problem_comes_in_turn(make, environment):
@@ -88,6 +94,11 @@ def test_a_workflow_is_given_by_its_class_too(make):
 def test_a_workflow_without_rewards_is_refused(make):
     with pytest.raises((TypeError, KeyError), match="rewards"):
         train(make(steps=1), workflow="arealkit.Interacting")
+
+
+def test_a_dataset_in_the_data_service_is_refused(module, tmp_path):
+    with pytest.raises(ValueError, match="scheduling_spec is set"):
+        module.CurriculumTrainer(None, arealkit.remote(tmp_path))
 
 
 def test_ranks_of_their_own_are_refused(make, monkeypatch):

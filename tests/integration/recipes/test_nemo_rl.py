@@ -43,9 +43,10 @@ def test_problems_that_dynamic_sampling_drops_are_known_too(train, scorer, run_i
     assert recipekit.run_of(scorer.url, run_id).problems > 8  # there are 8 with a signal
 
 
-def test_a_run_that_loads_a_checkpoint_has_its_curriculum(train, scorer, run_id):
-    assert len(train(4)[0]) == 4
-    assert recipekit.run_of(scorer.url, run_id).policy_version == 3
+def test_a_run_that_loads_a_checkpoint_has_its_curriculum(train, scorer, run_id, tmp_path):
+    assert len(train(8)[0]) == 8
+    assert recipekit.run_of(scorer.url, run_id).policy_version == 7
+    nemokit.rewind(tmp_path, 4)
     taken, _ = train(6, total_steps=4)
     assert len(taken) == 2  # four of six updates were behind it
     run = recipekit.run_of(scorer.url, run_id)

@@ -41,8 +41,10 @@ def test_a_trajectory_of_several_steps_has_the_reward_of_its_last(make, scorer, 
     assert recipekit.run_of(scorer.url, run_id).problems <= len(PROBLEMS)
 
 
-def test_a_run_that_loads_a_checkpoint_has_its_curriculum(make, scorer, run_id):
-    skyrlkit.train(make(steps=4))
+def test_a_run_that_loads_a_checkpoint_has_its_curriculum(make, scorer, run_id, tmp_path):
+    skyrlkit.train(make(steps=8))
+    assert recipekit.run_of(scorer.url, run_id).policy_version == 7
+    skyrlkit.rewind(tmp_path, 4)
     again = make(steps=6)
     assert len(skyrlkit.train(again)) == 2  # four of six updates were behind it
     assert again.link.step == 6

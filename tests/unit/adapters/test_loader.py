@@ -1,4 +1,4 @@
-"""A data loader of chosen rows that keeps its curriculum in its state: torchdata's where it is installed, else its stand-in."""
+"""A data loader of chosen rows with its curriculum in its state: torchdata's where it is installed, else its stand-in."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""`CurriculumLoader`: a PyTorch data loader of problems that a `PassRateLink` chooses, for trainers that checkpoint theirs."""
+"""`CurriculumLoader`: a data loader of problems that a `PassRateLink` chooses, for trainers that checkpoint theirs."""
 
 from __future__ import annotations
 
