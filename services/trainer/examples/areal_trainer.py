@@ -70,7 +70,7 @@ class CurriculumTrainer(PPOTrainer):
         if not is_single_controller():
             raise ValueError("AREAL_SPMD_MODE is set, so each rank reads data of its own; expected one controller.")
         if isinstance(train_dataset, RDataset):
-            raise ValueError(
+            raise TypeError(
                 "train_dataset.scheduling_spec is set, so rows come from AReaL's data service; expected none."
             )
         super().__init__(config, train_dataset, valid_dataset)

@@ -97,7 +97,7 @@ def test_a_workflow_without_rewards_is_refused(make):
 
 
 def test_a_dataset_in_the_data_service_is_refused(module, tmp_path):
-    with pytest.raises(ValueError, match="scheduling_spec is set"):
+    with pytest.raises(TypeError, match="scheduling_spec is set"):
         module.CurriculumTrainer(None, arealkit.remote(tmp_path))
 
 
