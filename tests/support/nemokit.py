@@ -1,10 +1,10 @@
 """What the recipe for NeMo-RL touches of it: its GRPO where its source is in PYTHONPATH, else stand-ins.
 
 The policy, its generation and the environment's actor are stood in for in both, as are Ray's references. NeMo-RL is on no
-package index. The stand-ins have the signatures of NeMo-RL at 7ea279a: `grpo_train(policy, policy_generation,
-wrapped_dataloader, ..., logger, checkpointer, grpo_save_state, master_config)`, which calls `scale_rewards(repeated_batch,
-cfg)` behind each generation and `policy.train(data, loss_fn)` once a step; `setup(master_config, ...)`;
-`load_dataloader_state(loader, path, data_config)`; a batch with `idx` and `total_reward`.
+package index but for a placeholder. The stand-ins have the signatures of NeMo-RL at 7ea279a: `grpo_train(policy,
+policy_generation, wrapped_dataloader, ..., logger, checkpointer, grpo_save_state, master_config)`, which calls
+`scale_rewards(repeated_batch, cfg)` behind each generation and `policy.train(data, loss_fn)` once a step;
+`setup(master_config, ...)`; `load_dataloader_state(loader, path, data_config)`; a batch with `idx` and `total_reward`.
 """
 
 import shutil
