@@ -14,6 +14,7 @@ the script's environment.
   the scorer's choice is there for that. `dynamic_bs` may stay.
 - Ids: `problem_id` of a row, else of all its columns. Resume: with the data loader, in AReaL's recover checkpoints.
 - The workflow: a `RolloutWorkflow` by its class or path that returns tensors. Agents behind the proxy are refused.
+- Figures are in AReaL's statistics under gradalign/; warnings go to stderr, since AReaL's log takes its own loggers' alone.
 
 Read in areal 1.0.4 and at 4aef98d. Run against 1.0.4 on a CPU: its trainer's `train`, rollout engine, workflow executor,
 groups, data loader and recover checkpoints, in one process, with stand-ins for the actor's engine and the inference server;
