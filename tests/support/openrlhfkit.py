@@ -16,7 +16,7 @@ from types import ModuleType, SimpleNamespace
 
 import recipekit
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 GROUP = 8
 OF_A_GPU = ("vllm", "deepspeed", "openrlhf.models")
@@ -67,16 +67,6 @@ class Prompts(Dataset):
         return tuple(map(list, zip(*items, strict=True)))
 
 
-class Loader(DataLoader):
-    """As `StatefulDataLoader`, as far as its sampler's state goes."""
-
-    def state_dict(self):
-        return self.sampler.state_dict()
-
-    def load_state_dict(self, state):
-        self.sampler.load_state_dict(state)
-
-
 class Generator:
     """As `SamplesGenerator`; the engines are asked in turn, and dynamic filtering drops groups without a replacement."""
 
@@ -108,7 +98,7 @@ class Trainer:
     def __init__(self, pretrain, strategy, actor_model_group, *others, **generate_kwargs):
         self.strategy, self.args, self.group = strategy, strategy.args, actor_model_group
         rows = [json.loads(line) for line in Path(self.args.data.prompt_dataset).read_text().splitlines()]
-        self.prompts_dataloader, self.eval_dataloader = Loader(Prompts(rows)), None
+        self.prompts_dataloader, self.eval_dataloader = recipekit.Loader(Prompts(rows)), None
         self.samples_generator = Generator(strategy, self.prompts_dataloader, None, None, [])
 
     def init_checkpoint_states(self):
@@ -157,10 +147,10 @@ def install(monkeypatch):
         Trainer.__ray_actor_class__ = Trainer
         modules = {
             "openrlhf.trainer.ppo_trainer": {"PPOTrainer": Trainer, "SamplesGenerator": Generator},
-            "torchdata.stateful_dataloader": {"StatefulDataLoader": Loader},
             "ray": {"remote": lambda kind: kind},
         }
         recipekit.stand_in(monkeypatch, **modules)
+        recipekit.stand_in_loader(monkeypatch)
 
 
 def strategy(folder, questions, **settings):
@@ -207,14 +197,9 @@ class Actors:
     def async_run_method(self, method_name, **given):
         if method_name == "save_checkpoint":
             self.kept = given["client_states"]
-        return {"fit": [Later({})], "get_checkpoint_states": [Later(self.kept)]}.get(method_name, [])
-
-
-class Later:
-    """As a reference of Ray's, with its value in it."""
-
-    def __init__(self, value):
-        self.value = value
+        return {"fit": [recipekit.Later({})], "get_checkpoint_states": [recipekit.Later(self.kept)]}.get(
+            method_name, []
+        )
 
 
 class Here:
@@ -232,8 +217,8 @@ class Here:
 class Engine:
     """As the handle of a vLLM engine."""
 
-    get_num_unfinished_requests = SimpleNamespace(remote=lambda: Later(0))
-    generate_responses = SimpleNamespace(remote=lambda prompt, label, **_: Later(respond(prompt, label)))
+    get_num_unfinished_requests = SimpleNamespace(remote=lambda: recipekit.Later(0))
+    generate_responses = SimpleNamespace(remote=lambda prompt, label, **_: recipekit.Later(respond(prompt, label)))
 
 
 def make(module, monkeypatch, folder, actors, questions, **settings):

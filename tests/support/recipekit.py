@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from torch.utils.data import DataLoader
+
 from gradalign import Client
 
 EXAMPLES = Path(__file__).parents[2] / "services/trainer/examples"
@@ -41,6 +43,29 @@ def stand_in(monkeypatch, **modules):
                     setattr(sys.modules[".".join(parts[: depth - 1])], parts[depth - 1], sys.modules[name])
         for name, value in names.items():
             setattr(sys.modules[path], name, value)
+
+
+class Loader(DataLoader):
+    """As `StatefulDataLoader`, as far as its sampler's state goes."""
+
+    def state_dict(self):
+        return dict(self.sampler.state_dict())
+
+    def load_state_dict(self, state):
+        self.sampler.load_state_dict(state)
+
+
+class Later:
+    """As a reference of Ray's, with its value in it."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+def stand_in_loader(monkeypatch):
+    """`Loader` where imports find torchdata's, if that is not here."""
+    if importlib.util.find_spec("torchdata") is None:
+        stand_in(monkeypatch, **{"torchdata.stateful_dataloader": {"StatefulDataLoader": Loader}})
 
 
 def recipe(name):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gradalign_trainer.adapters.problemids import stable_id
+from gradalign_trainer.adapters.problemids import row_id, stable_id
 from gradalign_trainer.datasets import load_problems
 
 CHAT = [{"role": "user", "content": "2+3="}]
@@ -42,3 +42,16 @@ def test_an_answer_of_another_type_counts_as_its_json():
 def test_a_prompt_that_is_no_chat_is_refused():
     with pytest.raises(TypeError, match=r"expected .*role.*content"):
         stable_id([{"text": "2+3="}])
+
+
+def test_a_row_has_the_id_of_its_column_else_of_all_its_columns():
+    row = {"messages": CHAT, "answer": "5"}
+    assert row_id({**row, "problem_id": 7}) == "7"
+    assert row_id({**row, "problem_id": None}) != row_id(row)
+    assert row_id(dict(reversed(row.items()))) == row_id(row)
+    assert row_id({**row, "answer": "6"}) != row_id(row)
+
+
+def test_a_row_without_json_form_says_what_to_give():
+    with pytest.raises(TypeError, match=r"'image', 'messages'.*give the dataset a column problem_id"):
+        row_id({"messages": CHAT, "image": object()})

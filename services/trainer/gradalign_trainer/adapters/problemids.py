@@ -1,4 +1,4 @@
-"""Ids of problems in a dataset that has none, for the adapters: `stable_id`.
+"""Ids of problems in a dataset that has none, for the adapters: `stable_id`, and `row_id` of a whole row.
 
 The rule is that of `datasets.ids`: the id depends on source, prompt and answer alone, so that it is the same after a
 shuffle, on another machine and in a resumed run. Rows that agree in all three are one problem to the curriculum.
@@ -15,7 +15,7 @@ from gradalign_trainer.datasets.records.ids import content_id
 from gradalign_trainer.datasets.records.messages import without_nulls
 from gradalign_trainer.numerals import as_number, numeral
 
-__all__ = ["PromptLike", "stable_id"]
+__all__ = ["PromptLike", "row_id", "stable_id"]
 
 PromptLike: TypeAlias = str | Sequence[Mapping[str, Any]]
 """A prompt as datasets hold it: a text, or a chat as a list of messages with `role`, `content` and other keys."""
@@ -34,6 +34,23 @@ def stable_id(prompt: PromptLike, answer: Any = "", source: str = "") -> str:
     """
     messages = None if isinstance(prompt, str) else [_message(message) for message in prompt]
     return content_id("" if messages is not None else str(prompt), _plain(answer), source, messages)
+
+
+def row_id(row: Mapping[str, Any]) -> str:
+    """The id of a row of a dataset: what its column `problem_id` has, else by the names and values of all columns.
+
+    Raises:
+        TypeError: there is no `problem_id`, and a column has no JSON form, an image say.
+    """
+    if row.get("problem_id") not in (None, ""):
+        return str(row["problem_id"])
+    try:
+        return stable_id(json.dumps(row, sort_keys=True, ensure_ascii=False))
+    except TypeError as error:
+        raise TypeError(
+            f"a row with the columns {sorted(map(str, row))} has no problem_id, and one column has no JSON form to make an "
+            f"id of ({error}); give the dataset a column problem_id, the same for a problem in every run."
+        ) from error
 
 
 def _message(message: Any) -> Mapping[str, Any]:

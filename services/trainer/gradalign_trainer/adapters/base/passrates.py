@@ -76,12 +76,16 @@ class PassRateSettings:
             )
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
         """Of `GRADALIGN_SCORER_URL`, `GRADALIGN_RUN_ID` and so on: each field's name in capitals behind `GRADALIGN_`.
+
+        Args:
+            environment: that of the process where None.
 
         Raises:
             SettingsError: one of the first two is missing, or a value cannot be used.
         """
+        environment = os.environ if environment is None else environment  # datasets puts a copy there when it filters
         given: dict[str, Any] = {}
         faults = []
         for each in fields(cls):
