@@ -20,3 +20,8 @@ def weights(result):
 def assert_same_weights(left, right):
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def begins_with_nine(problem, completion):
+    """A reward that a model which knows nothing earns now and then, and can learn to earn."""
+    return float(completion.startswith("9"))

@@ -87,9 +87,9 @@ def test_sampled_rates_are_the_mean_reward_of_each_problem(model, tokenizer):
         seen.append((problem.problem_id, completion))
         return exact_match(problem, completion)
 
-    rates = sampled_pass_rates(
-        model, tokenizer, PROBLEMS, reward, sampling=settings, generator=torch.Generator().manual_seed(1)
-    )
+    prompts = [problem.prompt for problem in PROBLEMS]
+    rollouts = generate(model, tokenizer, prompts, settings, torch.Generator().manual_seed(1))
+    rates = sampled_pass_rates(PROBLEMS, reward, rollouts)
     assert [owner for owner, _ in seen] == [problem.problem_id for problem in PROBLEMS for _ in range(6)]
     for index, problem in enumerate(PROBLEMS):
         group = [exact_match(problem, text) for _, text in seen[6 * index : 6 * index + 6]]

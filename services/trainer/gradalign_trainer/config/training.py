@@ -150,7 +150,10 @@ class TrainConfig:
         max_new_tokens: longest completion, in tokens.
         stop: text of one token that ends a completion beside the end token: a line end, for models that write on.
         temperature: of sampling.
-        prompts_per_batch: prompts generated at once; bounds memory.
+        prompts_per_batch: prompts generated at once; bounds memory. vLLM batches by itself.
+        generation: who samples: `transformers`, or `vllm` where it is installed, on the policy's own device.
+        vllm_memory: with it, the share of the device's memory that its engine takes for a copy of the weights and its KV
+            cache; the training needs the rest.
         share_prompts: compute what is alike once: in sampling what all prompts of a batch begin with, in gradients the
             prompt of a group; groups without a signal are left out of updates. Several times as fast where completions
             are short. For models with full attention by `sdpa` or `eager`.
@@ -231,6 +234,8 @@ class TrainConfig:
     stop: str | None = None
     temperature: float = field(default=1.0, metadata=limits(above=0))
     prompts_per_batch: int = field(default=256, metadata=_COUNT)
+    generation: str = field(default="transformers", metadata=limits(choices=("transformers", "vllm")))
+    vllm_memory: float = field(default=0.3, metadata=limits(above=0, high=1))
     share_prompts: bool = False
     evaluation: str = field(default="exact", metadata=limits(choices=("exact", "sampled")))
     evaluation_rollouts: int = field(default=4, metadata=_COUNT)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gradalign_trainer.grpo.generation import RolloutBatch, Sampling, encode_prompts, end_tokens, generate
+from gradalign_trainer.grpo.generation import RolloutBatch, encode_prompts, end_tokens
 from gradalign_trainer.grpo.loss import completion_distributions
 from gradalign_trainer.problems import Problem, Reward
 
@@ -57,17 +57,8 @@ def exact_pass_rates(
     return torch.cat(rates)
 
 
-def sampled_pass_rates(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
-    reward: Reward,
-    *,
-    sampling: Sampling,
-    generator: torch.Generator,
-) -> Tensor:
-    """Mean reward of `sampling.group_size` rollouts of every problem; float32 [problems] on the CPU."""
-    rollouts = generate(model, tokenizer, [problem.prompt for problem in problems], sampling, generator)
-    owners = [problem for problem in problems for _ in range(sampling.group_size)]
+def sampled_pass_rates(problems: Sequence[Problem], reward: Reward, rollouts: RolloutBatch) -> Tensor:
+    """Mean reward of every problem's rollouts; float32 [problems] on the CPU."""
+    owners = [problem for problem in problems for _ in range(rollouts.group_size)]
     rewards = [reward(problem, text) for problem, text in zip(owners, rollouts.texts, strict=True)]
     return torch.tensor(rewards, dtype=torch.float32).view(len(problems), -1).mean(dim=1)

@@ -20,7 +20,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gradalign_trainer.grpo.models import bare
 from gradalign_trainer.grpo.sharing import common_beginning
 
-__all__ = ["RolloutBatch", "Sampling", "encode_prompts", "generate", "join_batches"]
+__all__ = [
+    "RolloutBatch",
+    "Sampling",
+    "as_batch",
+    "encode_prompts",
+    "end_tokens",
+    "generate",
+    "join_batches",
+    "pad_token",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +146,11 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
     return sorted({int(token) for token in [*configured, tokenizer.eos_token_id] if token is not None})
 
 
+def pad_token(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> int:
+    """What stands behind the end of a completion: the tokenizer's padding, or an end token where it has none."""
+    return int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else [*ends, 0][0]
+
+
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,
@@ -158,21 +172,32 @@ def generate(
     model.eval()
     prompt_ids, prompt_mask = encode_prompts(tokenizer, prompts, model.device)
     ends = end_tokens(model, tokenizer)
-    pad = int(tokenizer.pad_token_id) if tokenizer.pad_token_id is not None else [*ends, 0][0]
+    pad = pad_token(tokenizer, ends)
     sampler = _Sampler(model, sampling, torch.tensor(ends, device=model.device), pad, generator)
     size = sampling.prompts_per_batch
     parts = [sampler.complete(*part) for part in zip(prompt_ids.split(size), prompt_mask.split(size), strict=True)]
     model.train(was_training)
     tokens, mask, logprobs = (torch.cat(column) for column in zip(*parts, strict=True))
     longest = int(mask.sum(1).max())
-    tokens, mask = tokens[:, :longest], mask[:, :longest]
+    completions = (tokens[:, :longest], mask[:, :longest])
+    return as_batch(tokenizer, sampling, (prompt_ids, prompt_mask), completions, logprobs[:, :longest])
+
+
+def as_batch(
+    tokenizer: PreTrainedTokenizerBase,
+    sampling: Sampling,
+    prompts: tuple[Tensor, Tensor],
+    completions: tuple[Tensor, Tensor],
+    logprobs: Tensor | None,
+) -> RolloutBatch:
+    """The rollouts of token ids and masks, int64, of prompts and of completions, padded as `RolloutBatch` has them."""
     return RolloutBatch(
-        prompt_ids=prompt_ids,
-        prompt_mask=prompt_mask,
-        completion_ids=tokens,
-        completion_mask=mask,
-        logprobs=logprobs[:, :longest],
-        texts=tokenizer.batch_decode(tokens, skip_special_tokens=True),
+        prompt_ids=prompts[0],
+        prompt_mask=prompts[1],
+        completion_ids=completions[0],
+        completion_mask=completions[1],
+        logprobs=logprobs,
+        texts=tokenizer.batch_decode(completions[0], skip_special_tokens=True),
         group_size=sampling.group_size,
         temperature=sampling.temperature,
         share_prompts=sampling.share_prompts,

@@ -14,11 +14,13 @@ from torch import Tensor
 from gradalign.sketch.parameters.names import trainable_parameters
 from gradalign_trainer.config.training import TrainConfig
 from gradalign_trainer.curriculum.measured import Gradients
-from gradalign_trainer.grpo.generation import Sampling, generate
+from gradalign_trainer.grpo.generation import RolloutBatch, Sampling
 from gradalign_trainer.grpo.loss import advantages, problem_losses
 from gradalign_trainer.grpo.models import end_at, load_policy, pick_device
 from gradalign_trainer.grpo.rollouts import ScoredRollouts
+from gradalign_trainer.grpo.samplers import Sampler, TransformersSampler
 from gradalign_trainer.grpo.sharing import check_sharing
+from gradalign_trainer.grpo.vllm_sampler import VLLMSampler
 from gradalign_trainer.policy.meter import FreshGradient, Meter
 from gradalign_trainer.policy.products import ProductMeter
 from gradalign_trainer.policy.sketches import SketchMeter
@@ -62,6 +64,7 @@ class Policy:
             end_at(self.model, self.tokenizer, config.stop)
         if config.share_prompts:
             check_sharing(self.model)
+        self._sampler = self._new_sampler()  # before numba is imported, which vLLM 0.32 for CPUs cannot start behind
         forward = config.alignment == "forward"
         self.meter: Meter = ProductMeter(config, self.model) if forward else SketchMeter(config, self.model)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -86,8 +89,7 @@ class Policy:
         """A random generator on the policy's device, from the run's seed and a key."""
         return torch.Generator(self.device).manual_seed(keyed_seed(self.config.seed, *key))
 
-    def sampling(self, group_size: int) -> Sampling:
-        """The run's settings of generation."""
+    def _sampling(self, group_size: int) -> Sampling:
         config = self.config
         return Sampling(
             group_size,
@@ -97,12 +99,21 @@ class Policy:
             share_prompts=config.share_prompts,
         )
 
+    def generate(self, prompts: Sequence[str], group_size: int, generator: torch.Generator) -> RolloutBatch:
+        """Sample a group for every prompt, by the run's settings."""
+        return self._sampler.generate(prompts, self._sampling(group_size), generator)
+
+    def _new_sampler(self) -> Sampler:
+        config = self.config
+        if config.generation == "vllm":
+            return VLLMSampler(self.model, self.tokenizer, memory=config.vllm_memory, temperature=config.temperature)
+        return TransformersSampler(self.model, self.tokenizer)
+
     def rollouts(
         self, problems: Sequence[Problem], reward: Reward, group_size: int, generator: torch.Generator
     ) -> ScoredRollouts:
         """Sample a group for every problem and reward each completion."""
-        prompts = [problem.prompt for problem in problems]
-        rollouts = generate(self.model, self.tokenizer, prompts, self.sampling(group_size), generator)
+        rollouts = self.generate([problem.prompt for problem in problems], group_size, generator)
         owners = (problem for problem in problems for _ in range(group_size))
         rewards = [reward(problem, text) for problem, text in zip(owners, rollouts.texts, strict=True)]
         table = torch.tensor(rewards, dtype=torch.float32, device=self.device).view(len(problems), group_size)
@@ -170,6 +181,7 @@ class Policy:
         self.optimizer.step()
         self.scheduler.step()
         self.version += 1
+        self._sampler.weights_changed()
         return norm
 
 

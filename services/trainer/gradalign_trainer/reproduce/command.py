@@ -42,6 +42,11 @@ class ReproduceCommand:
         )
         add("--model", type=Path, metavar="FOLDER", help="of the model of smollm2 (fetched into the cache of models)")
         add("--device", default="cpu", help="that the runs compute on: cpu, cuda or cuda:N (cpu)")
+        add(
+            "--generation",
+            choices=("transformers", "vllm"),
+            help="who samples the rollouts; vllm where it is installed (transformers, or as world.toml has it)",
+        )
         add("--regime", nargs="+", metavar="NAME", help="regimes to run (four of the world's)")
         add("--methods", nargs="+", metavar="NAME", help="methods to run (all)")
         add("--seeds", type=_positive, metavar="N", help="seeds 0 to N-1 (5; 3 in worlds of pretrained models)")
@@ -107,11 +112,19 @@ class ReproduceCommand:
             recipe=Recipe(
                 world=world,
                 long=(args.budget or ("updates" if short else "all")) == "all",
-                changes={} if args.device == "cpu" else {"device": args.device},
+                changes=_changes(args, world),
             ),
             workers=args.workers,
             scorer_url=args.scorer_url,
         )
+
+
+def _changes(args: argparse.Namespace, world: World) -> dict[str, str]:
+    """Settings of all runs that the arguments change: those of them that the world has so already decide nothing."""
+    changes = {} if args.device == "cpu" else {"device": args.device}
+    if args.generation not in (None, world.settings.get("generation", "transformers")):
+        changes["generation"] = args.generation
+    return changes
 
 
 def _world(name: str, model: Path | None) -> World:

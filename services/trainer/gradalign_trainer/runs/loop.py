@@ -180,13 +180,9 @@ class _Run:
                     share_prompts=config.share_prompts,
                 ).mean()
             )
-        sampling = policy.sampling(config.evaluation_rollouts)
-        generator = policy.generator("evaluation")
-        return float(
-            sampled_pass_rates(
-                policy.model, policy.tokenizer, heldout, self.data.reward, sampling=sampling, generator=generator
-            ).mean()
-        )
+        prompts = [problem.prompt for problem in heldout]
+        rollouts = policy.generate(prompts, config.evaluation_rollouts, policy.generator("evaluation"))
+        return float(sampled_pass_rates(heldout, self.data.reward, rollouts).mean())
 
     def report(self, figures: dict[str, float], *, evaluate: bool) -> None:
         """Tell the observer of the round."""

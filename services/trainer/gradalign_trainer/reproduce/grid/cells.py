@@ -59,6 +59,7 @@ class Recipe:
     def digest(self, cell: Cell) -> str:
         """Of everything that decides a cell's curve but for its length; cells of one digest have the same."""
         settings = {**self._settings(cell, long=False), "base": dict(self.world.base_facts(cell.seed))}
+        settings.pop("vllm_memory", None)  # what fits a machine decides no curve
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
     def config(self, cell: Cell, base: Path, output: Path, scorer_url: str | None) -> TrainConfig:

@@ -18,7 +18,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gradalign.errors import GradAlignError
+from gradalign_trainer.config.training import TrainConfig
 from gradalign_trainer.curriculum.localscorer import local_scorer
+from gradalign_trainer.grpo.models import pick_device
+from gradalign_trainer.grpo.vllm_sampler import check_vllm
 from gradalign_trainer.records import RoundReport
 from gradalign_trainer.reproduce.grid.cells import Cell, Recipe, cells_of
 from gradalign_trainer.reproduce.grid.results import Result, ResultsError, ResultsLog, curve_of
@@ -63,9 +66,12 @@ def run_grid(settings: GridSettings, console: Console) -> None:
         console: for progress.
 
     Raises:
-        GradAlignError: a cell failed, its process was killed, or the results are of other settings. What is finished is
-            kept; the same command goes on from there.
+        GradAlignError: vLLM is to generate and cannot; a cell failed, its process was killed, or the results are of other
+            settings. What is finished is kept; the same command goes on from there.
     """
+    first = _first_config(settings)
+    if first.generation == "vllm":
+        check_vllm(pick_device(first.device))
     with ResultsLog(settings.output) as log:
         waiting = _waiting(settings, log.results)
         done = len(cells_of(settings.regimes, settings.methods, settings.seeds)) - len(waiting)
@@ -103,6 +109,12 @@ def _untimed(settings: GridSettings) -> list[str]:
     return [method for method in settings.methods if method not in timing] if settings.recipe.long else []
 
 
+def _first_config(settings: GridSettings) -> TrainConfig:
+    """Of the first cell, whose model and device are those of all."""
+    first = Cell(0, settings.regimes[0], settings.methods[0])
+    return settings.recipe.config(first, Path("base"), settings.output, None)
+
+
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     # A fork would copy torch's threads half alive.
@@ -121,11 +133,9 @@ def _scorer(settings: GridSettings) -> Iterator[str]:
 
 def _bases(pool: ProcessPoolExecutor, settings: GridSettings, cells: Sequence[Cell]) -> Mapping[int, Path]:
     """Base models by seed modulo their number, all that the cells need, made side by side where missing."""
-    recipe, timed = settings.recipe, Cell(0, settings.regimes[0], settings.methods[0])
-    world = recipe.world
-    some = recipe.config(timed, Path("base"), settings.output, None)
-    needed = sorted({cell.seed % world.bases for cell in (timed, *cells)})
-    futures = {number: pool.submit(prepare_base, some, world, number) for number in needed}
+    world, first = settings.recipe.world, _first_config(settings)
+    needed = sorted({0, *(cell.seed % world.bases for cell in cells)})  # methods are timed on the first
+    futures = {number: pool.submit(prepare_base, first, world, number) for number in needed}
     try:
         return {number: Path(future.result()) for number, future in futures.items()}
     except RuntimeError as error:
