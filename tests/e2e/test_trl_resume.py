@@ -75,15 +75,21 @@ def test_a_resumed_run_goes_on_with_its_curriculum(play, scorer, run_id, tmp_pat
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "zero2", "zero3"])
-def test_two_processes_go_on_with_the_gradient_of_the_checkpoint(base, scorer, rounds, run_id, tmp_path, engine):
+@pytest.mark.parametrize(
+    ("engine", "alignment"),
+    [("ddp", "forward"), ("fsdp2", "forward"), ("fsdp2", "capture"), ("zero2", "forward"), ("zero3", "forward")],
+)
+def test_two_processes_go_on_with_the_gradient_of_the_checkpoint(
+    base, scorer, rounds, run_id, tmp_path, engine, alignment
+):
     if engine.startswith("zero"):
         needs("deepspeed")
-    settings = {**SAVED, "gradalign": {"alignment": "forward", "refresh_every": 3}}
+    settings = {**SAVED, "gradalign": {"alignment": alignment, "refresh_every": 3}}
     unbroken = two_processes(base, tmp_path, scorer.url, run_id, "plain", engine, **settings)
     files = sorted(file.name for file in (tmp_path / "checkpoint-2").glob("gradalign_direction*"))
     shards = [f"gradalign_direction-0000{rank}-of-00002.pt" for rank in range(2)]
-    assert files == (shards if engine in ("fsdp2", "zero3") else [GRADIENT])
+    kept = shards if engine in ("fsdp2", "zero3") else [GRADIENT]
+    assert files == ([] if alignment == "capture" else kept)
     resume = str(tmp_path / "checkpoint-2")
     resumed = two_processes(base, tmp_path, scorer.url, run_id, "plain", engine, **settings, resume=resume)
     for one, other in zip(resumed, unbroken, strict=True):
