@@ -59,6 +59,14 @@ def test_sketches_of_a_model_sharded_by_fsdp2_are_those_of_the_model_in_one_piec
 
 
 @LONG
+def test_sixteen_bits_cost_the_sketches_of_shards_what_they_cost_those_of_whole_weights(pair):
+    settings = {"gradalign": {"alignment": "capture"}, "bf16": True}
+    (whole, _), (sharded, _) = (pair("sketched", engine, engine, **settings) for engine in ("ddp", "fsdp2"))
+    assert sharded["apart"] == pytest.approx(whole["apart"], rel=0.01)
+    assert whole["apart"] > 1e-4
+
+
+@LONG
 @pytest.mark.parametrize(("engine", "alignment"), [("ddp", "forward"), ("fsdp2", "forward"), ("fsdp2", "capture")])
 def test_updates_of_two_processes_are_bit_for_bit_what_they_would_be_without_measuring(pair, engine, alignment):
     ends, settings = [], {**ACCUMULATED, "gradalign": {"alignment": alignment}}
