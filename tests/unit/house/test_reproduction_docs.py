@@ -41,16 +41,39 @@ def test_the_table_of_a_clean_pool_is_that_of_its_results():
             assert float(told) == pytest.approx(fmean(found.values()), abs=6e-4)
 
 
-def test_the_table_of_smollm2_is_that_of_its_results():
+def test_the_tables_of_others_baselines_are_those_of_their_results():
+    readings = Readings(read_results(DOCS / "reproduction-baselines"), {})
+    rows = shown("reproduction.md", "### Baselines of others, and the head alone")
+    starts = [number for number, row in enumerate(rows) if row[1] == "inverted"]
+    compared = 0
+    for budget, part in zip(("updates", "rollouts"), (rows[: starts[1]], rows[starts[1] :]), strict=True):
+        regimes = part[0][1:]
+        for method, *told in part[1:]:
+            for regime, figure in zip(regimes, told, strict=True):
+                found = readings.of(regime, method, budget)
+                if found:
+                    assert (len(found), float(figure.strip("*"))) == (3, pytest.approx(fmean(found.values()), abs=6e-4))
+                    compared += 1
+    assert compared == 2 * 5 * 4
+
+
+@pytest.mark.parametrize(
+    ("regime", "section", "count"),
+    [
+        ("inverted", "## Inverted, from a warm start", 18),
+        ("imbalance", "### Imbalance, from the same start", 12),
+    ],
+)
+def test_the_tables_of_smollm2_are_those_of_its_results(regime, section, count):
     curves = {
         (str(result.cell.seed), result.cell.method): result.curve["pass_rate"]
         for result in read_results(DOCS / "smollm2")
-        if result.cell.regime == "inverted"
+        if result.cell.regime == regime
     }
-    rows = [row for row in shown("smollm2.md", "## Inverted, from a warm start") if row[0].isdigit()]
-    assert len(rows) == len(curves) == 15
+    rows = [row for row in shown("smollm2.md", section) if row[0].isdigit()]
+    assert len(rows) == len(curves) == count
     for seed, method, *rates in rows:
-        assert [float(rate) for rate in rates[:4]] == pytest.approx(curves[seed, method], abs=6e-4)
+        assert [float(rate.strip("*")) for rate in rates[:4]] == pytest.approx(curves[seed, method], abs=6e-4)
 
 
 @BOTH
