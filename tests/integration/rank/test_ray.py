@@ -110,6 +110,15 @@ def measured(told):
     return int(told.partition(" gradients taken now")[0].split()[-1])
 
 
+def assert_a_lost_node_costs_what_it_had_in_hand(cluster, node, process, out, plain):
+    wait_for_shards(process, out, 6)
+    cluster.remove_node(node, allow_graceful=False)
+    told = said(process)
+    assert "a worker was lost at train groups" in told
+    assert measured(told) == LONG + 1
+    assert same_files(plain, out.parent)
+
+
 @pytest.mark.parametrize("flags", [(), ("--exact", "--mini-batch", "3", "--ranks", "2")])
 def test_two_workers_write_the_files_of_one_process(cluster, second, files, scorer, tmp_path, capfd, flags):
     chosen = ("--select", "4", "--problems", str(files / "problems.jsonl"), "--url", scorer.url, *flags)
@@ -163,12 +172,7 @@ def test_a_removed_node_costs_what_it_had_in_hand(cluster, second, long, plain):
     arguments, out = long
     process = started([*arguments, "--workers", "2"])
     wait_for_workers(process, 2)
-    wait_for_shards(process, out, 6)
-    cluster.remove_node(second, allow_graceful=False)
-    told = said(process)
-    assert "a worker was lost at train groups" in told
-    assert measured(told) == LONG + 1
-    assert same_files(plain, out.parent)
+    assert_a_lost_node_costs_what_it_had_in_hand(cluster, second, process, out, plain)
 
 
 def test_of_four_workers_one_is_killed_and_three_leave_with_their_node(cluster, wide, long, plain):
@@ -178,12 +182,7 @@ def test_of_four_workers_one_is_killed_and_three_leave_with_their_node(cluster, 
     os.kill(busy[0], signal.SIGKILL)
     for worker in busy[1:]:
         os.kill(worker, signal.SIGCONT)
-    wait_for_shards(process, out, 6)
-    cluster.remove_node(wide, allow_graceful=False)
-    told = said(process)
-    assert "a worker was lost at train groups" in told
-    assert measured(told) == LONG + 1
-    assert same_files(plain, out.parent)
+    assert_a_lost_node_costs_what_it_had_in_hand(cluster, wide, process, out, plain)
 
 
 def test_a_node_that_is_lost_while_its_workers_load_ends_nothing(cluster, wide, long, plain):
