@@ -211,6 +211,7 @@ MAY_IMPORT = {
         "gradalign_trainer.config",
         "gradalign_trainer.curriculum",
         "gradalign_trainer.grpo",
+        "gradalign_trainer.policy",
         "gradalign_trainer.reporting",
         "gradalign_trainer.runs",
         "gradalign_trainer.worlds",

@@ -1,4 +1,4 @@
-"""How good the policy is: exactly, where the answer is one string, and by sampling, where it is not."""
+"""How good the policy is, exactly, where the answer is one string."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gradalign_trainer.grpo.generation import RolloutBatch, encode_prompts, end_tokens
 from gradalign_trainer.grpo.loss import completion_distributions
-from gradalign_trainer.problems import Problem, Reward
+from gradalign_trainer.problems import Problem
 
-__all__ = ["exact_pass_rates", "sampled_pass_rates"]
+__all__ = ["exact_pass_rates"]
 
 
 @torch.no_grad()
@@ -55,10 +55,3 @@ def exact_pass_rates(
         ended = logprobs[torch.arange(len(part)), lengths][:, ends].logsumexp(-1)  # whichever of them ends it
         rates.append((said.sum(1) + ended).exp().cpu())
     return torch.cat(rates)
-
-
-def sampled_pass_rates(problems: Sequence[Problem], reward: Reward, rollouts: RolloutBatch) -> Tensor:
-    """Mean reward of every problem's rollouts; float32 [problems] on the CPU."""
-    owners = [problem for problem in problems for _ in range(rollouts.group_size)]
-    rewards = [reward(problem, text) for problem, text in zip(owners, rollouts.texts, strict=True)]
-    return torch.tensor(rewards, dtype=torch.float32).view(len(problems), -1).mean(dim=1)

@@ -9,9 +9,16 @@ import torch
 from torch import Tensor
 
 from gradalign_trainer.grpo.generation import RolloutBatch, join_batches
-from gradalign_trainer.problems import Problem
+from gradalign_trainer.problems import Problem, Reward
 
-__all__ = ["ScoredRollouts", "join_rollouts"]
+__all__ = ["ScoredRollouts", "join_rollouts", "reward_table"]
+
+
+def reward_table(problems: Sequence[Problem], reward: Reward, rollouts: RolloutBatch) -> Tensor:
+    """What every completion earns; float32 [problems, rollouts of each] on the CPU."""
+    owners = [problem for problem in problems for _ in range(rollouts.group_size)]
+    rewards = [reward(problem, text) for problem, text in zip(owners, rollouts.texts, strict=True)]
+    return torch.tensor(rewards, dtype=torch.float32).view(len(problems), rollouts.group_size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,21 +17,34 @@ from gradalign_trainer.curriculum.measured import Gradients
 from gradalign_trainer.grpo.generation import RolloutBatch, Sampling
 from gradalign_trainer.grpo.loss import advantages, problem_losses
 from gradalign_trainer.grpo.models import end_at, load_policy, pick_device
-from gradalign_trainer.grpo.rollouts import ScoredRollouts
+from gradalign_trainer.grpo.rollouts import ScoredRollouts, reward_table
 from gradalign_trainer.grpo.samplers import Sampler, TransformersSampler
 from gradalign_trainer.grpo.sharing import check_sharing
-from gradalign_trainer.grpo.vllm_sampler import VLLMSampler
+from gradalign_trainer.grpo.vllm_sampler import VLLMSampler, check_vllm
 from gradalign_trainer.policy.meter import FreshGradient, Meter
 from gradalign_trainer.policy.products import ProductMeter
 from gradalign_trainer.policy.sketches import SketchMeter
 from gradalign_trainer.problems import Problem, Reward
 
-__all__ = ["Policy", "keyed_seed"]
+__all__ = ["Policy", "check_generation", "keyed_seed"]
 
 
 def keyed_seed(*key: object) -> int:
     """A seed for torch that depends on the key alone, so that a resumed run draws what an unbroken one would."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, key)).encode()).digest()[:7], "little")
+
+
+def check_generation(config: TrainConfig) -> None:
+    """Refuse settings of `generation` that cannot be met here, before a model is read.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        GradAlignError: vLLM is to generate, and is not installed or is built for other devices.
+    """
+    if config.generation == "vllm":
+        check_vllm(pick_device(config.device))
 
 
 class Policy:
@@ -114,9 +127,7 @@ class Policy:
     ) -> ScoredRollouts:
         """Sample a group for every problem and reward each completion."""
         rollouts = self.generate([problem.prompt for problem in problems], group_size, generator)
-        owners = (problem for problem in problems for _ in range(group_size))
-        rewards = [reward(problem, text) for problem, text in zip(owners, rollouts.texts, strict=True)]
-        table = torch.tensor(rewards, dtype=torch.float32, device=self.device).view(len(problems), group_size)
+        table = reward_table(problems, reward, rollouts).to(self.device)
         return ScoredRollouts(problems, rollouts, table, advantages(table, normalize=self.config.normalize_advantages))
 
     def update(

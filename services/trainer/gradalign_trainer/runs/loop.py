@@ -21,8 +21,9 @@ from gradalign.wire.projection import Projection
 from gradalign_trainer.config.training import TrainConfig
 from gradalign_trainer.curriculum.curriculum import Curriculum, ScorerAddress
 from gradalign_trainer.fallbacks import Fallbacks
-from gradalign_trainer.grpo.evaluation import exact_pass_rates, sampled_pass_rates
+from gradalign_trainer.grpo.evaluation import exact_pass_rates
 from gradalign_trainer.grpo.features import PoolFeatures
+from gradalign_trainer.grpo.rollouts import reward_table
 from gradalign_trainer.policy.policy import Policy
 from gradalign_trainer.records import Observer, RoundReport, RunData, RunResult
 from gradalign_trainer.rounds import ROUNDS, Workshop
@@ -182,7 +183,7 @@ class _Run:
             )
         prompts = [problem.prompt for problem in heldout]
         rollouts = policy.generate(prompts, config.evaluation_rollouts, policy.generator("evaluation"))
-        return float(sampled_pass_rates(heldout, self.data.reward, rollouts).mean())
+        return float(reward_table(heldout, self.data.reward, rollouts).mean())
 
     def report(self, figures: dict[str, float], *, evaluate: bool) -> None:
         """Tell the observer of the round."""

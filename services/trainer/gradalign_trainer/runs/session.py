@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gradalign_trainer.config.training import TrainConfig
-from gradalign_trainer.grpo.models import load_tokenizer, pick_device
-from gradalign_trainer.grpo.vllm_sampler import check_vllm
+from gradalign_trainer.grpo.models import load_tokenizer
+from gradalign_trainer.policy.policy import check_generation
 from gradalign_trainer.records import Observer, RunResult
 from gradalign_trainer.reporting.progress import TellsProgress, Together, no_progress
 from gradalign_trainer.reporting.tracking import MetricsLog
@@ -37,8 +37,7 @@ def run_training(
         GradAlignError: settings, data, checkpoint or scorer do not fit; nothing was trained then, or up to the last
             checkpoint.
     """
-    if config.generation == "vllm":
-        check_vllm(pick_device(config.device))
+    check_generation(config)
     source = model_source(config, progress=progress)
     data = load_run_data(config, load_tokenizer(source), progress=progress)
     with MetricsLog(

@@ -20,8 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from gradalign.errors import GradAlignError
 from gradalign_trainer.config.training import TrainConfig
 from gradalign_trainer.curriculum.localscorer import local_scorer
-from gradalign_trainer.grpo.models import pick_device
-from gradalign_trainer.grpo.vllm_sampler import check_vllm
+from gradalign_trainer.policy.policy import check_generation
 from gradalign_trainer.records import RoundReport
 from gradalign_trainer.reproduce.grid.cells import Cell, Recipe, cells_of
 from gradalign_trainer.reproduce.grid.results import Result, ResultsError, ResultsLog, curve_of
@@ -69,9 +68,7 @@ def run_grid(settings: GridSettings, console: Console) -> None:
         GradAlignError: vLLM is to generate and cannot; a cell failed, its process was killed, or the results are of other
             settings. What is finished is kept; the same command goes on from there.
     """
-    first = _first_config(settings)
-    if first.generation == "vllm":
-        check_vllm(pick_device(first.device))
+    check_generation(_first_config(settings))
     with ResultsLog(settings.output) as log:
         waiting = _waiting(settings, log.results)
         done = len(cells_of(settings.regimes, settings.methods, settings.seeds)) - len(waiting)
