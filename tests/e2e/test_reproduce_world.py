@@ -38,6 +38,24 @@ def test_a_grid_of_ones_own_world_ends_in_a_report(reproduce, tmp_path, capsys):
     assert reproduce("--regime", *REGIMES, "--methods", *methods, "--seeds", "1", "--report-only") == 0
 
 
+@pytest.mark.slow
+def test_a_longer_grid_ends_at_the_updates_asked_for(reproduce, tmp_path):
+    arguments = ("--regime", "coin", "--methods", "random", "forward-weights", "--seeds", "1", "--updates", "4")
+    assert reproduce(*arguments) == 0
+    assert [result.curve["updates"] for result in read_results(tmp_path / "out")] == [[0, 2, 4]] * 2
+    page = tmp_path / "out" / "report.md"
+    assert "| method | 4 updates |" in page.read_text()
+    page.unlink()
+    assert reproduce(*arguments, "--report-only") == 0
+    assert "| method | 4 updates |" in page.read_text()
+
+
+def test_updates_that_no_round_ends_at_are_refused(tmp_path, capsys):
+    assert main(["reproduce", "--updates", "31", "--output", str(tmp_path / "out")]) == 2
+    assert "--updates 31: a round in the world arithmetic has 2 updates; expected a multiple" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_names_of_another_world_are_refused(reproduce, capsys):
     assert reproduce("--regime", "misconception", "--seeds", "1") == 2
     assert "'misconception' is unknown" in capsys.readouterr().err

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from gradalign_trainer.problems import Problem
-from gradalign_trainer.settings import check_settings, limits
+from gradalign_trainer.settings import SettingsError, check_settings, limits
 
-__all__ = ["Parts", "Scale", "World"]
+__all__ = ["Parts", "Scale", "World", "at_updates"]
+
+EVALUATIONS = 4
+"""Of a run of another length, in a world whose methods say themselves how often."""
 
 _COUNT = limits(low=1)
 
@@ -74,7 +77,9 @@ class Scale:
 
 
 class World(Protocol):
-    """A world as the grid, the data and the report see it. An instance survives the way into another process."""
+    """A world as the grid, the data and the report see it: a dataclass that survives the way into another process."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def name(self) -> str:
@@ -123,3 +128,31 @@ class World(Protocol):
         Raises:
             GradAlignError: it cannot be had.
         """
+
+
+_World = TypeVar("_World", bound=World)
+
+
+def at_updates(world: _World, updates: int) -> _World:
+    """The world with runs of another length; equal rollouts grow or shrink with it.
+
+    Args:
+        world: any.
+        updates: that methods are compared at.
+
+    Raises:
+        SettingsError: a round of it does not end there.
+    """
+    scale = world.scale
+    if updates % scale.updates_per_round:
+        raise SettingsError(
+            [
+                f"--updates {updates}: a round in the world {world.name} has {scale.updates_per_round} updates; expected a "
+                "multiple of that."
+            ],
+            where="the arguments",
+        )
+    rollouts = max(1, round(scale.rollouts * updates / scale.updates))
+    return replace(
+        world, scale=replace(scale, updates=updates, rollouts=rollouts, evaluations=scale.evaluations or EVALUATIONS)
+    )

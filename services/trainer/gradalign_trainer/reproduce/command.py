@@ -56,6 +56,12 @@ class ReproduceCommand:
             help="updates: runs end at equal updates; all: they go on to equal rollouts and equal seconds (all; updates in "
             "worlds of pretrained models)",
         )
+        add(
+            "--updates",
+            type=_positive,
+            metavar="N",
+            help="updates that methods are compared at; the results want a folder of their own (60; 30 in smollm2)",
+        )
         add("--quick", action="store_true", help=f"one seed, {len(QUICK_METHODS)} methods, equal updates: four minutes")
         add("--workers", type=_positive, default=2, metavar="N", help="cells at a time, each on one core (2)")
         add(
@@ -95,8 +101,11 @@ class ReproduceCommand:
         from gradalign_trainer.reproduce.grid.grid import GridSettings
         from gradalign_trainer.reproduce.grid.methods import METHODS
         from gradalign_trainer.settings import SettingsError
+        from gradalign_trainer.world import at_updates
 
         world = _world(args.world, args.model)
+        if args.updates is not None:
+            world = at_updates(world, args.updates)
         arithmetic = args.world == "arithmetic"
         regimes, methods = args.regime or world.headline, args.methods or (QUICK_METHODS if args.quick else (*METHODS,))
         faults = [*_unknown("regime", regimes, world.regimes), *_unknown("methods", methods, METHODS)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,15 +24,16 @@ class ArithmeticWorld:
 
     Attributes:
         base_steps: supervised updates of the base models; twice the demo's, since they are more alike then.
+        scale: how many of everything the methods take.
     """
 
     base_steps: int = 2000
+    scale: Scale = field(default_factory=Scale)
 
     name: ClassVar[str] = "arithmetic"
     regimes: ClassVar[Mapping[str, str]] = REGIMES
     headline: ClassVar[Sequence[str]] = ("misconception", "inverted", "imbalance", "low-utility")
     any_regime: ClassVar[str] = "misconception"
-    scale: ClassVar[Scale] = Scale()
     settings: ClassVar[Mapping[str, Any]] = {}
     judged_by: ClassVar[str] = "the exact probability of the right answer, 512 problems"
     bases: ClassVar[int] = BASES

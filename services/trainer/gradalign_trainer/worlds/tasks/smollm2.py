@@ -99,15 +99,33 @@ def _marked(problem: Problem) -> Problem:
     return anonymous(Problem("", asked(problem.prompt), problem.answer, problem.source, extra))
 
 
+_SCALE = Scale(
+    updates=30,
+    rollouts=15_360,
+    pool=1024,
+    candidates=64,
+    batch=16,
+    large_batch=32,
+    trusted=32,
+    trusted_turn=16,
+    validation_rollouts=8,
+    proposed_from=128,
+    again=64,
+    evaluations=3,
+)
+
+
 @dataclass(frozen=True, slots=True)
 class SmolLM2World:
     """Word problems for SmolLM2-135M-Instruct; see `World`.
 
     Attributes:
         model: folder of the model; None takes it from the cache, where `fetch_model` puts it first.
+        scale: how many of everything the methods take.
     """
 
     model: Path | None = None
+    scale: Scale = _SCALE
 
     name: ClassVar[str] = "smollm2"
     regimes: ClassVar[Mapping[str, str]] = REGIMES
@@ -115,20 +133,6 @@ class SmolLM2World:
     any_regime: ClassVar[str] = "clean"
     bases: ClassVar[int] = 1
     judged_by: ClassVar[str] = f"the exact probability of the right answer and the end of its line, {HELDOUT} problems"
-    scale: ClassVar[Scale] = Scale(
-        updates=30,
-        rollouts=15_360,
-        pool=1024,
-        candidates=64,
-        batch=16,
-        large_batch=32,
-        trusted=32,
-        trusted_turn=16,
-        validation_rollouts=8,
-        proposed_from=128,
-        again=64,
-        evaluations=3,
-    )
     settings: ClassVar[Mapping[str, Any]] = {
         "reward": "graded",
         "stop": "\n",
