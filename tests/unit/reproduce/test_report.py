@@ -4,7 +4,9 @@ import pytest
 
 from gradalign import GradAlignError
 from gradalign_trainer.reproduce.grid.cells import Cell
+from gradalign_trainer.reproduce.grid.methods import METHODS
 from gradalign_trainer.reproduce.grid.results import Result, ResultsLog
+from gradalign_trainer.reproduce.report.pictures import STYLES
 from gradalign_trainer.reproduce.report.report import BEGIN, END, write_report
 
 CURVE = {"round": [0, 30], "updates": [0, 60], "rollouts": [0, 61440], "trained_good": [None, 0.5]}
@@ -51,3 +53,8 @@ def test_a_page_without_its_marks_is_left_alone(folder, text):
 def test_a_folder_without_results_is_told_of(tmp_path):
     with pytest.raises(GradAlignError, match="holds no results; expected a folder that gradalign reproduce has run in"):
         write_report(tmp_path)
+
+
+def test_methods_with_a_line_of_their_own_are_methods_and_no_two_lines_look_alike():
+    assert set(STYLES) <= set(METHODS)
+    assert len(set(STYLES.values())) == len(STYLES)

@@ -16,15 +16,18 @@ __all__ = ["draw_pictures"]
 STYLES: Mapping[str, tuple[str, str]] = {
     "random": ("#8a8f98", "-"),
     "full": ("#57606a", "--"),
+    "posterior": ("#8250df", "-"),
     "accgreedy": ("#9a6700", "-"),
     "learnalign": ("#1a7f37", "-"),
     "cosine": ("#1f6feb", "-"),
     "full+val": ("#d1242f", "--"),
+    "validation-only": ("#d1242f", "-."),
     "validation-all": ("#d1242f", ":"),
     "dapo": ("#bf3989", "--"),
     "in-batch": ("#54aeff", "-."),
     "in-batch+val": ("#0a3069", "-."),
     "weights": ("#54aeff", ":"),
+    "forward-weights": ("#0969da", "--"),
     "oracle": ("#24292f", ":"),
 }
 """Method -> colour and line; the others are in the tables only."""
