@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 
@@ -10,8 +11,16 @@ from gradalign_trainer.reproduce.grid.cells import Cell
 from gradalign_trainer.reproduce.grid.methods import BASELINES, METHODS
 from gradalign_trainer.reproduce.grid.results import Result, curve_of
 from gradalign_trainer.reproduce.report.readings import Readings, best_of, interval, paired
-from gradalign_trainer.reproduce.report.tables import cost_headline, difference_text, regime_table, updates_headline
-from gradalign_trainer.world import Scale
+from gradalign_trainer.reproduce.report.tables import (
+    cost_headline,
+    difference_text,
+    regime_table,
+    results_page,
+    updates_headline,
+)
+from gradalign_trainer.world import Scale, at_updates
+from gradalign_trainer.worlds.builtin import ArithmeticWorld
+from gradalign_trainer.worlds.tasks.smollm2 import SmolLM2World
 
 
 def result(method, seed, rates, *, per_round, regime="inverted", rounds=(0, 15, 30, 60)):
@@ -43,6 +52,25 @@ def test_each_budget_is_read_where_its_cost_is_reached():
     assert readings.of("inverted", "random", "updates") == {0: 0.5}
     assert readings.of("inverted", "random", "rollouts") == {0: 0.6}
     assert readings.of("inverted", "random", "seconds") == {}  # its 60 rounds took 6 s
+
+
+def test_runs_that_end_at_equal_updates_are_compared_at_the_rollouts_that_all_took():
+    cells = [
+        result(method, seed, [0.3, 0.4, 0.5, 0.6], per_round=per_round, regime="coin")
+        for method, per_round in (("random", 256), ("forward-weights", 768))
+        for seed in (0, 1)
+    ]
+    short = [replace(each, long=False) for each in cells]
+    for world in (ArithmeticWorld(), SmolLM2World()):
+        readings = Readings(short, {}, at_updates(world, 120))
+        assert readings.rollouts == 60 * 256
+        assert readings.of("coin", "random", "rollouts") == {0: 0.6, 1: 0.6}
+        assert readings.of("coin", "forward-weights", "rollouts") == pytest.approx({0: 0.4 + 0.1 / 3, 1: 0.4 + 0.1 / 3})
+        page = results_page(readings)
+        assert "### At equal updates" not in page  # which is about cosine
+        tuned = world.name == "arithmetic"
+        assert f"| coin | `forward-weights` | .433 ({1 if tuned else 2}) | random: -.167" in page
+    assert Readings(cells, {}).rollouts == Scale().rollouts
 
 
 def test_between_evaluations_a_curve_is_straight():

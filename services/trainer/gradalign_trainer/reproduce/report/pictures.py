@@ -54,10 +54,12 @@ def draw_pictures(readings: Readings, folder: Path) -> list[Path]:
         ),
         _draw_alignments(panels, folder / "alignments.png", scale.updates),
     ]
-    far = {regime: [each for each in results if _reaches(each, scale.rollouts)] for regime, results in panels.items()}
+    far = {
+        regime: [each for each in results if _reaches(each, readings.rollouts)] for regime, results in panels.items()
+    }
     far = {regime: results for regime, results in far.items() if results}
-    if far and any(result.long for result in readings.results):
-        x = ("rollouts", scale.rollouts)
+    if far:
+        x = ("rollouts", readings.rollouts)
         written.append(_draw(far, folder / "curves-rollouts.png", x, ("pass_rate", "held-out pass@1")))
     return written
 

@@ -49,6 +49,7 @@ class Readings:
 
     Attributes:
         world: that the results are of.
+        rollouts: the budget of equal rollouts: the world's, or where all runs end at equal updates what each of them took.
         seconds: the budget of equal seconds; None without times.
     """
 
@@ -57,6 +58,9 @@ class Readings:
         self._results = {each.cell: each for each in sorted(results, key=lambda each: each.long)}
         self._timing = timing
         scale = self.world.scale
+        ends = [float(each.curve["rollouts"][-1] or 0) for each in self._results.values()]
+        long = any(each.long for each in self._results.values())
+        self.rollouts = scale.rollouts if long or not ends else int(min(ends))
         rounds = scale.updates // scale.updates_per_round
         self.seconds = rounds * timing[CLOCK] if CLOCK in timing else None
 
@@ -91,7 +95,7 @@ class Readings:
         if budget == "updates":
             return _interpolated(curve["updates"], curve["pass_rate"], self.world.scale.updates)
         if budget == "rollouts":
-            return _interpolated(curve["rollouts"], curve["pass_rate"], self.world.scale.rollouts)
+            return _interpolated(curve["rollouts"], curve["pass_rate"], self.rollouts)
         if self.seconds is None or method not in self._timing:
             return None
         clock = [float(number or 0) * self._timing[method] for number in curve["round"]]

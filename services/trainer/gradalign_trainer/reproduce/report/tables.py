@@ -17,23 +17,23 @@ OURS = (PAPERS, "forward", "shrunken", "weights", "in-batch", "in-batch+val", "f
 
 def results_page(readings: Readings) -> str:
     """The headlines, then the tables of the regimes, a heading each."""
-    parts = ["### At equal updates\n", updates_headline(readings)]
-    costs = cost_headline(readings)
-    parts += ["### At equal cost\n", costs] if costs else []
+    parts: list[str] = []
+    for title, lines in (("updates", updates_headline(readings)), ("cost", cost_headline(readings))):
+        parts += [f"### At equal {title}\n", lines] if lines else []
     told = readings.world.regimes
     parts += [f"### {regime}: {told[regime]}\n\n{regime_table(readings, regime)}" for regime in readings.regimes()]
     return "\n".join(parts)
 
 
 def updates_headline(readings: Readings) -> str:
-    """`cosine` against the best of the paper's baselines, and against the best of all; a regime a row."""
+    """`cosine` against the best of the paper's baselines, and against the best of all; a regime a row, empty without any."""
     lines = [["regime", f"`{PAPERS}`", "less the best of the paper's", "less the best of all"]]
     for regime in readings.regimes():
         rows = readings.table(regime, list(METHODS), "updates")
         if PAPERS in rows:
             told = [_against(rows, PAPERS, best_of(rows, rivals)) for rivals in (PAPER_BASELINES, BASELINES)]
             lines.append([regime, _mean(rows[PAPERS]), *told])
-    return _markdown(lines)
+    return _markdown(lines) if len(lines) > 1 else ""
 
 
 def cost_headline(readings: Readings) -> str:
@@ -59,8 +59,9 @@ def cost_headline(readings: Readings) -> str:
 
 def _ours(readings: Readings, regime: str, budget: str) -> dict[str, dict[int, float]]:
     """The rows of a budget, without the seeds a method was tuned on; none where `OURS` has no reading."""
+    tuned = TUNED_ON.get(readings.world.name, {})
     rows = {
-        method: {seed: rate for seed, rate in row.items() if seed not in TUNED_ON.get(method, ())}
+        method: {seed: rate for seed, rate in row.items() if seed not in tuned.get(method, ())}
         for method, row in readings.table(regime, list(METHODS), budget).items()
     }
     return {method: row for method, row in rows.items() if row} if any(rows.get(each) for each in OURS) else {}
@@ -102,7 +103,7 @@ def regime_table(readings: Readings, regime: str) -> str:
 def _title(budget: str, readings: Readings) -> str:
     if budget == "updates":
         return f"{readings.world.scale.updates} updates"
-    return f"{readings.world.scale.rollouts:,} rollouts" if budget == "rollouts" else f"{readings.seconds or 0:.1f} s"
+    return f"{readings.rollouts:,} rollouts" if budget == "rollouts" else f"{readings.seconds or 0:.1f} s"
 
 
 def _pair(column: Mapping[str, Mapping[int, float]], method: str, best: str | None, missing: str) -> tuple[str, str]:
