@@ -7,18 +7,25 @@ from statistics import fmean
 import pytest
 
 from gradalign_trainer.reproduce.grid.cells import Recipe
+from gradalign_trainer.reproduce.grid.methods import ON_TRUSTED_ONLY
 from gradalign_trainer.reproduce.grid.results import read_results
 from gradalign_trainer.reproduce.grid.timing import read_timing
-from gradalign_trainer.reproduce.report.readings import Readings
-from gradalign_trainer.reproduce.report.tables import results_page
+from gradalign_trainer.reproduce.report.readings import Readings, paired
+from gradalign_trainer.reproduce.report.tables import difference_text, results_page
+from gradalign_trainer.world import at_updates
+from gradalign_trainer.worlds.builtin import ArithmeticWorld
+from gradalign_trainer.worlds.tasks.smollm2 import SmolLM2World
 
 DOCS = Path(__file__).parents[3] / "docs"
 BOTH = pytest.mark.parametrize("name", ["reproduction", "reproduction-forward"])
 
 
-@BOTH
-def test_the_tables_are_those_of_the_results(name):
-    readings = Readings(read_results(DOCS / name), read_timing(DOCS / name))
+@pytest.mark.parametrize(
+    ("name", "world"),
+    [("reproduction", ArithmeticWorld()), ("reproduction-forward", ArithmeticWorld()), ("smollm2", SmolLM2World())],
+)
+def test_the_tables_are_those_of_the_results(name, world):
+    readings = Readings(read_results(DOCS / name), read_timing(DOCS / name), world)
     page = results_page(readings)
     assert page in (DOCS / f"{name}.md").read_text(encoding="utf-8")
     assert page in (DOCS / name / "report.md").read_text(encoding="utf-8")
@@ -62,22 +69,39 @@ def test_the_tables_of_others_baselines_are_those_of_their_results():
 
 
 @pytest.mark.parametrize(
-    ("regime", "section", "count"),
-    [
-        ("inverted", "## Inverted, from a warm start", 18),
-        ("imbalance", "### Imbalance, from the same start", 12),
-    ],
+    ("page", "title", "count"),
+    [("../README.md", "## Does it help?", 5), ("reproduction.md", "### A real model", 5)],
 )
-def test_the_tables_of_smollm2_are_those_of_its_results(regime, section, count):
-    curves = {
-        (str(result.cell.seed), result.cell.method): result.curve["pass_rate"]
-        for result in read_results(DOCS / "smollm2")
-        if result.cell.regime == regime
-    }
-    rows = [row for row in shown("smollm2.md", section) if row[0].isdigit()]
-    assert len(rows) == len(curves) == count
-    for seed, method, *rates in rows:
-        assert [float(rate) for rate in rates[:4]] == pytest.approx(curves[seed, method], abs=6e-4)
+def test_what_is_told_of_smollm2_is_what_its_results_say(page, title, count):
+    readings = Readings(read_results(DOCS / "smollm2"), {}, SmolLM2World())
+    rows = shown(page, title)
+    start = next(number for number, row in enumerate(rows) if row[1] == "random")
+    methods = [name.strip("`") for name in rows[start][1:]]
+    compared = 0
+    for place, *told in rows[start + 1 :]:
+        regime = place.partition("`")[0]
+        for method, figure in zip(methods, told, strict=True):
+            if figure:
+                at = "coin" if method in ON_TRUSTED_ONLY else regime  # the same run in all
+                assert_mean_of_three(figure, readings.of(at, method, "updates"))
+                compared += 1
+    assert compared >= 4 * count
+
+
+def test_what_is_told_of_smollm2_at_equal_rollouts_is_what_both_grids_say():
+    readings = Readings(read_results(DOCS / "smollm2"), {}, SmolLM2World())
+    longer = Readings(read_results(DOCS / "smollm2-longer"), {}, at_updates(SmolLM2World(), 90))
+    alone = longer.of("clean", "validation-only", "updates")
+    rollouts = {result.curve["rollouts"][-1] for result in longer.results}
+    rows = [row for row in shown("smollm2.md", "### At equal rollouts") if row[1].startswith(".")]
+    assert [row[0] for row in rows] == readings.regimes()
+    for regime, weighted, trusted, difference in rows:
+        found = readings.of(regime, "forward-weights", "updates")
+        ends = {each.curve["rollouts"][-1] for each in readings.results if each.cell.method == "forward-weights"}
+        assert ends == rollouts
+        assert_mean_of_three(weighted, found)
+        assert_mean_of_three(trusted, alone)
+        assert difference == difference_text(paired(found, alone))
 
 
 @BOTH
