@@ -75,7 +75,7 @@ def test_a_grid_that_was_killed_runs_what_is_left_and_reports(start, scorer, mod
         run_grid(slice_of(folder, None, models, dim=256), Console(stderr=True))
     page, *pictures = write_report(folder)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
-    assert [path.stem for path in pictures] == ["curves-updates", "composition", "alignments"]
+    assert [path.stem for path in pictures] == ["curves-updates", "composition", "alignments", "curves-rollouts"]
     assert "### misconception" in page.read_text()
 
 
