@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol
 
 from gradalign_trainer.problems import Problem
 from gradalign_trainer.settings import SettingsError, check_settings, limits
@@ -130,10 +130,7 @@ class World(Protocol):
         """
 
 
-_World = TypeVar("_World", bound=World)
-
-
-def at_updates(world: _World, updates: int) -> _World:
+def at_updates(world: World, updates: int) -> World:
     """The world with runs of another length; equal rollouts grow or shrink with it.
 
     Args:

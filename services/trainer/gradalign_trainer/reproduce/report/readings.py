@@ -49,7 +49,7 @@ class Readings:
 
     Attributes:
         world: that the results are of.
-        rollouts: the budget of equal rollouts: the world's, or where all runs end at equal updates what each of them took.
+        rollouts: the budget of equal rollouts: the world's, or the fewest of a run where all end at equal updates.
         seconds: the budget of equal seconds; None without times.
     """
 
@@ -58,9 +58,10 @@ class Readings:
         self._results = {each.cell: each for each in sorted(results, key=lambda each: each.long)}
         self._timing = timing
         scale = self.world.scale
-        ends = [float(each.curve["rollouts"][-1] or 0) for each in self._results.values()]
-        long = any(each.long for each in self._results.values())
-        self.rollouts = scale.rollouts if long or not ends else int(min(ends))
+        fewest = min(
+            (float(each.curve["rollouts"][-1] or 0) for each in self._results.values()), default=scale.rollouts
+        )
+        self.rollouts = scale.rollouts if any(each.long for each in self._results.values()) else int(fewest)
         rounds = scale.updates // scale.updates_per_round
         self.seconds = rounds * timing[CLOCK] if CLOCK in timing else None
 
