@@ -7,7 +7,6 @@ from statistics import fmean
 import pytest
 
 from gradalign_trainer.reproduce.grid.cells import Recipe
-from gradalign_trainer.reproduce.grid.methods import ON_TRUSTED_ONLY
 from gradalign_trainer.reproduce.grid.results import read_results
 from gradalign_trainer.reproduce.grid.timing import read_timing
 from gradalign_trainer.reproduce.report.readings import Readings, paired
@@ -81,8 +80,7 @@ def test_what_is_told_of_smollm2_is_what_its_results_say(page, title):
     for place, *told in rows[start + 1 :]:
         regime = place.partition("`")[0]
         for method, figure in zip(methods, told, strict=True):
-            at = "coin" if method in ON_TRUSTED_ONLY else regime  # the same run in all
-            assert_mean_of_three(figure, readings.of(at, method, "updates"))
+            assert_mean_of_three(figure, readings.of(regime, method, "updates"))
             compared += 1
     assert compared == 5 * 4
 
