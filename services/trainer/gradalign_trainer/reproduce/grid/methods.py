@@ -172,8 +172,14 @@ def _aligned_otherwise(scale: Scale) -> dict[str, Method]:
         ),
         "shrunken": _scored("shrunken", "the same, shrunken by what rollouts scatter", rounds=46, **_FORWARD),
         "forward-weights": Method("in-batch by forward passes", {**proposed, **_FORWARD}, 100, 6),
+        "forward-weights+val": Method(
+            "the same, and the fresh validation gradients",
+            {**proposed, **_FORWARD, "train_on_validation": True},
+            100,
+            6,
+        ),
         "rollout-weights": Method(
-            "the same, each rollout by its weight", {**proposed, **_FORWARD, "rollout_weights": True}, 100, 6
+            "forward-weights, each rollout by its weight", {**proposed, **_FORWARD, "rollout_weights": True}, 100, 6
         ),
     }
 
@@ -203,7 +209,9 @@ BASELINES = (
 """And what a sceptic adds."""
 
 TUNED_ON: Mapping[str, Mapping[str, Sequence[int]]] = {
-    "arithmetic": dict.fromkeys(("in-batch", "in-batch+val", "weights", "forward-weights", "rollout-weights"), (0,))
+    "arithmetic": dict.fromkeys(
+        ("in-batch", "in-batch+val", "weights", "forward-weights", "forward-weights+val", "rollout-weights"), (0,)
+    )
 }
 """World -> method -> the seeds that the method's settings were chosen on: they stand in the tables, and are left out of
 the comparisons that head them."""

@@ -28,6 +28,7 @@ STYLES: Mapping[str, tuple[str, str]] = {
     "in-batch+val": ("#0a3069", "-."),
     "weights": ("#54aeff", ":"),
     "forward-weights": ("#0969da", "--"),
+    "forward-weights+val": ("#0a3069", "--"),
     "oracle": ("#24292f", ":"),
 }
 """Method -> colour and line; the others are in the tables only."""

@@ -12,7 +12,17 @@ from gradalign_trainer.reproduce.report.readings import BUDGETS, Difference, Rea
 __all__ = ["regime_table", "results_page"]
 
 PAPERS = "cosine"
-OURS = (PAPERS, "forward", "shrunken", "weights", "in-batch", "in-batch+val", "forward-weights", "rollout-weights")
+OURS = (
+    PAPERS,
+    "forward",
+    "shrunken",
+    "weights",
+    "in-batch",
+    "in-batch+val",
+    "forward-weights",
+    "forward-weights+val",
+    "rollout-weights",
+)
 
 
 def results_page(readings: Readings) -> str:
