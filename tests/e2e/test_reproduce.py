@@ -1,6 +1,8 @@
 """The grid for real: a slice of two rounds that is killed and goes on, and its report."""
 
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from rich.console import Console
 
 from gradalign import Client, GradAlignError
 from gradalign.errors import NotFound
+from gradalign_trainer.reproduce.grid import progress
 from gradalign_trainer.reproduce.grid.cells import Cell, run_id
 from gradalign_trainer.reproduce.grid.grid import run_grid
 from gradalign_trainer.reproduce.grid.results import ResultsError, read_results
@@ -44,7 +47,7 @@ def start(tmp_path, models):
 
 
 @pytest.mark.slow
-def test_a_grid_that_was_killed_runs_what_is_left_and_reports(start, scorer, models, tmp_path):
+def test_a_grid_that_was_killed_runs_what_is_left_and_reports(start, scorer, models, tmp_path, monkeypatch, caplog):
     folder = tmp_path / "grid"
     process = start(scorer.url)
     os.killpg(process.pid, signal.SIGKILL)
@@ -52,7 +55,10 @@ def test_a_grid_that_was_killed_runs_what_is_left_and_reports(start, scorer, mod
     kept = (folder / "results.jsonl").read_text()
     assert 1 <= len(read_results(folder)) < len(METHODS)
 
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    caplog.set_level(logging.INFO)
     run_grid(slice_of(folder, scorer.url, models), Console(stderr=True))
+    assert re.search(r"now misconception, [a-z+]+, seed 0: [0-2] of 2 rounds", caplog.text)
     assert (folder / "results.jsonl").read_text().startswith(kept.rpartition("\n")[0])
     results = read_results(folder)
     assert [result.cell for result in results] == [Cell(0, "misconception", method) for method in METHODS]

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import multiprocessing
-import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gradalign.errors import GradAlignError
 from gradalign_trainer.config.training import TrainConfig
@@ -23,15 +21,18 @@ from gradalign_trainer.curriculum.localscorer import local_scorer
 from gradalign_trainer.policy.policy import check_generation
 from gradalign_trainer.records import RoundReport
 from gradalign_trainer.reproduce.grid.cells import Cell, Recipe, cells_of
+from gradalign_trainer.reproduce.grid.progress import GridProgress
 from gradalign_trainer.reproduce.grid.results import Result, ResultsError, ResultsLog, curve_of
 from gradalign_trainer.reproduce.grid.timing import measure_timing, read_timing
-from gradalign_trainer.reproduce.grid.worker import play, prepare_base, set_up
+from gradalign_trainer.reproduce.grid.worker import WAITING, RoundCounts, play, prepare_base, set_up
 
 __all__ = ["GridSettings", "run_grid"]
 
 logger = logging.getLogger(__name__)
 
-LINE_EVERY = 30.0  # seconds between log lines where there is no terminal
+_SPAWN = multiprocessing.get_context("spawn")  # a fork would copy torch's threads half alive
+
+LOOK_EVERY = 1.0  # seconds between looks at how far the cells are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,16 +73,17 @@ def run_grid(settings: GridSettings, console: Console) -> None:
     with ResultsLog(settings.output) as log:
         waiting = _waiting(settings, log.results)
         done = len(cells_of(settings.regimes, settings.methods, settings.seeds)) - len(waiting)
-        if done:
-            logger.info("%d cells are done already, %d are left.", done, len(waiting))
         untimed = _untimed(settings)
+        logger.info("%d cells to play, %d at a time; %d are done already.", len(waiting), settings.workers, done)
         if not waiting and not untimed:
             return
-        with _pool(settings.workers) as pool, _scorer(settings) as url, _Progress(waiting, settings, console) as bar:
+        counts = _SPAWN.RawArray(ctypes.c_int, [WAITING] * max(len(waiting), 1))
+        bar = GridProgress(_rounds(settings, waiting), settings.workers, console)
+        with _pool(settings.workers, counts) as pool, _scorer(settings) as url, bar:
             bases = _bases(pool, settings, waiting)
             if untimed:
                 _take_times(pool, settings, untimed, bases, url)
-            for cell, seconds, curve in _played(pool, settings, waiting, bases, url):
+            for cell, seconds, curve in _played(pool, _runs(settings, waiting, bases, url), counts, bar.running):
                 log.add(Result(cell, settings.recipe.digest(cell), settings.recipe.long, curve))
                 bar.finished(cell, seconds)
 
@@ -112,10 +114,13 @@ def _first_config(settings: GridSettings) -> TrainConfig:
     return settings.recipe.config(first, Path("base"), settings.output, None)
 
 
+def _rounds(settings: GridSettings, cells: Sequence[Cell]) -> Mapping[Cell, int]:
+    return {cell: settings.recipe.config(cell, Path("base"), settings.output, None).rounds for cell in cells}
+
+
 @contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    # A fork would copy torch's threads half alive.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), set_up)
+def _pool(workers: int, counts: RoundCounts) -> Iterator[ProcessPoolExecutor]:
+    pool = ProcessPoolExecutor(workers, _SPAWN, set_up, (counts,))
     try:
         yield pool
     finally:
@@ -150,68 +155,48 @@ def _take_times(
     pool.submit(measure_timing, settings.output, configs).result()
 
 
-def _played(
-    pool: ProcessPoolExecutor, settings: GridSettings, cells: Sequence[Cell], bases: Mapping[int, Path], url: str
-) -> Iterator[tuple[Cell, float, dict[str, list[float | None]]]]:
-    """Cells as they finish, with the seconds of their rounds and their curves; cells of one digest take one run."""
+def _runs(
+    settings: GridSettings, cells: Sequence[Cell], bases: Mapping[int, Path], url: str
+) -> list[tuple[TrainConfig, Sequence[Cell]]]:
+    """What is to be run, and the cells that have its curve: those of one digest take one run."""
     alike: dict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
         alike[settings.recipe.digest(cell)].append(cell)
-    futures: dict[Future[Sequence[RoundReport]], list[Cell]] = {}
+    runs: list[tuple[TrainConfig, Sequence[Cell]]] = []
     for same in alike.values():
         cell = same[0]
         output = settings.output / "running" / f"{cell.regime}-{cell.method}-{cell.seed}"
-        config = settings.recipe.config(cell, bases[cell.seed % settings.recipe.world.bases], output, url)
-        futures[pool.submit(play, config)] = same
-    for future in as_completed(futures):
-        same = futures[future]
-        try:
-            reports = future.result()
-        except BrokenProcessPool as error:
-            raise GradAlignError(
-                "a process of the grid was killed (out of memory, or by hand). Finished cells are kept; run the same "
-                "command again to go on."
-            ) from error
-        except RuntimeError as error:
-            raise GradAlignError(
-                f"{same[0]}: {error}\nFinished cells are kept; run the same command again to go on."
-            ) from error
-        curve = curve_of(reports)
-        for cell in same:
-            yield cell, reports[-1].figures["seconds"] / len(same), curve
+        base = bases[cell.seed % settings.recipe.world.bases]
+        runs.append((settings.recipe.config(cell, base, output, url), same))
+    return runs
 
 
-class _Progress:
-    """A bar of cells with an estimate of the time left; log lines where there is no terminal."""
+def _played(
+    pool: ProcessPoolExecutor,
+    runs: Sequence[tuple[TrainConfig, Sequence[Cell]]],
+    counts: RoundCounts,
+    look: Callable[[Mapping[Cell, int]], None],
+) -> Iterator[tuple[Cell, float, dict[str, list[float | None]]]]:
+    """Cells as they finish, with the seconds of their rounds and their curves; `look` is shown the rounds of the others."""
+    futures = {pool.submit(play, config, number): number for number, (config, _) in enumerate(runs)}
+    waiting = set(futures)
+    while waiting:
+        ended, waiting = wait(waiting, LOOK_EVERY, FIRST_COMPLETED)
+        for future in ended:
+            same = runs[futures[future]][1]
+            reports = _reports(future, same[0])
+            curve = curve_of(reports)
+            for cell in same:
+                yield cell, reports[-1].figures["seconds"] / len(same), curve
+        going = [futures[future] for future in waiting]
+        look({runs[number][1][0]: counts[number] for number in going if counts[number] != WAITING})
 
-    def __init__(self, cells: Sequence[Cell], settings: GridSettings, console: Console) -> None:
-        self._left, self._workers = list(cells), min(settings.workers, len(cells))
-        self._took: dict[str, list[float]] = defaultdict(list)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        shown = console.is_terminal
-        self._bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=console, disable=not shown)
-        self._bar = self._bars.add_task("cells", total=len(cells), note="preparing base models and processes")
-        self._told = time.monotonic()
 
-    def finished(self, cell: Cell, seconds: float) -> None:
-        """Show a cell that is done."""
-        self._left.remove(cell)
-        self._took[cell.method].append(seconds)
-        left = f"about {self._seconds_left() / 60:.0f} min left"
-        self._bars.update(self._bar, advance=1, note=f"{left}; last {cell}")
-        if self._bars.disable and (time.monotonic() - self._told > LINE_EVERY or not self._left):
-            self._told = time.monotonic()
-            logger.info("%d cells left, %s; last %s", len(self._left), left, cell)
-
-    def _seconds_left(self) -> float:
-        """Cells of a method take as long as those of it before, of a new one as long as all did."""
-        overall = fmean([seconds for each in self._took.values() for seconds in each])
-        each = [fmean(self._took[cell.method]) if self._took[cell.method] else overall for cell in self._left]
-        return sum(each) / self._workers
-
-    def __enter__(self) -> _Progress:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bars.stop()
+def _reports(future: Future[Sequence[RoundReport]], cell: Cell) -> Sequence[RoundReport]:
+    kept = "Finished cells are kept; run the same command again to go on."
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise GradAlignError(f"a process of the grid was killed (out of memory, or by hand). {kept}") from error
+    except RuntimeError as error:
+        raise GradAlignError(f"{cell}: {error}\n{kept}") from error

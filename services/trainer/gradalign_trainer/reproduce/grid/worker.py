@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import shutil
 from collections.abc import Sequence
+from typing import ClassVar, TypeAlias
 
 import torch
 
@@ -20,13 +22,45 @@ from gradalign_trainer.runs.loop import train
 from gradalign_trainer.runs.parent_death import end_with_parent
 from gradalign_trainer.world import World
 
-__all__ = ["is_result", "play", "prepare_base", "set_up"]
+__all__ = ["WAITING", "RoundCounts", "is_result", "play", "prepare_base", "set_up"]
 
 SILENT_SHARE = 4  # one round in so many may have no validation signal
 
+RoundCounts: TypeAlias = "ctypes.Array[ctypes.c_int]"
+"""Rounds done of each run, by its number, in memory that all processes of the grid share: a process that is killed leaves
+nothing half-written there and no lock."""
 
-def set_up() -> None:
-    """Once a process: one thread, since there are as many processes as cores, and warnings only; it ends with its parent."""
+WAITING = -1
+"""The count of a run that has not begun."""
+
+
+class _Counter:
+    """Counts the rounds of a run; an observer of the loop."""
+
+    counts: ClassVar[RoundCounts | None] = None
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def stage(self, name: str, total: int) -> None:
+        """Nothing; rounds are what is counted."""
+
+    def advance(self, amount: int = 1) -> None:
+        """Nothing; rounds are what is counted."""
+
+    def report(self, report: RoundReport) -> None:
+        """A round is over, or the evaluation before the first."""
+        if self.counts is not None:
+            self.counts[self._number] = report.round_number
+
+
+def set_up(counts: RoundCounts) -> None:
+    """Once a process: one thread, since there are as many processes as cores, and warnings only; it ends with its parent.
+
+    Args:
+        counts: where `play` counts.
+    """
+    _Counter.counts = counts
     end_with_parent()
     hush_weights()
     torch.set_num_threads(1)
@@ -45,11 +79,15 @@ def prepare_base(config: TrainConfig, world: World, seed: int) -> str:
         raise RuntimeError(str(error)) from error
 
 
-def play(config: TrainConfig) -> Sequence[RoundReport]:
+def play(config: TrainConfig, number: int | None = None) -> Sequence[RoundReport]:
     """Train once, in an output folder that is removed before and after; the reports of all rounds.
 
     A round without products that hold their self-check stays in the curve: it is a price of that way to align. So do a few
     rounds without a validation signal, as a model has them that is seldom right at first.
+
+    Args:
+        config: of the run.
+        number: of the run, in the counts that `set_up` got; None counts nothing.
 
     Raises:
         RuntimeError: the run could not be played, or chose at random for want of a scorer or a signal. Not a
@@ -58,7 +96,8 @@ def play(config: TrainConfig) -> Sequence[RoundReport]:
     shutil.rmtree(config.output, ignore_errors=True)
     try:
         _forget(config)
-        result = train(config, load_run_data(config, load_tokenizer(config.model)), config.model)
+        data = load_run_data(config, load_tokenizer(config.model))
+        result = train(config, data, config.model, observer=None if number is None else _Counter(number))
         _forget(config)
     except GradAlignError as error:
         raise RuntimeError(str(error)) from error
