@@ -76,13 +76,14 @@ def test_a_run_is_weighed_chosen_and_resumed(tmp_path, scorer, run_id):
         scored = {problem.problem_id for problem in client.problems(limit=100).problems}
     assert scored <= set(prompts)
     assert len(scored) >= 6
-    resumed, _, said = train(tmp_path, 6, *given)
+    resumed, _, said = train(tmp_path, 6, *given, "+gradalign.train_on_trusted=true")
     assert "global_step_4" in said
     assert "is not at the scorer" not in said
     assert len(resumed) == 2
-    assert any(
-        row[0] == "trusted" for row in resumed[0]["rows"]
-    )  # the engine's validation gradient went with the process
+    trusted = [row for row in resumed[0]["rows"] if row[0] == "trusted"]
+    assert trusted  # the engine's validation gradient went with the process
+    assert all(row[3] for row in trusted)
+    assert any(row[2] for row in trusted)
     with Client(scorer.url, run_id=run_id) as client:
         assert client.run().policy_version == 5
         assert client.run().epoch == state.epoch + 1

@@ -94,12 +94,12 @@ def ranking(**named):
 def test_weights_are_of_the_problem_whatever_its_group():
     found = rows()
     factors = found.factors(ranking())
-    torch.testing.assert_close(factors, torch.tensor([0.5, 0, 0.5, 0, 0, 0.5]))
+    torch.testing.assert_close(factors, torch.tensor([0.5, 1, 0.5, 1, 0, 0.5]))
 
 
 def test_weights_of_rollouts_are_of_the_group_that_was_measured():
     factors = rows().factors(ranking(rollout_weights=[[0.1, 0.9]]))
-    torch.testing.assert_close(factors, torch.tensor([0.1, 0, 0.9, 0, 0, 0.5]))
+    torch.testing.assert_close(factors, torch.tensor([0.1, 1, 0.9, 1, 0, 0.5]))
 
 
 @pytest.mark.parametrize("name", COLUMNS)

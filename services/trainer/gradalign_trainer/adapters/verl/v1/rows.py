@@ -49,7 +49,7 @@ class BatchRows:
 
     Attributes:
         problem_ids: the problem of each row; empty for one that fills up.
-        trusted: bool [B], rows that nothing may be trained on.
+        trusted: bool [B], rows that are validated on.
         groups: the first group of each problem that has any token that counts.
     """
 
@@ -91,7 +91,10 @@ class BatchRows:
         return self._measured(self.part(trusted=False), products, rollout_weights=rollout_weights)
 
     def factors(self, ranking: Ranking) -> Tensor:
-        """What each row's advantages are multiplied by, float32 [B]: of its rollout or problem; 0 if not ranked."""
+        """What each row's advantages are multiplied by, float32 [B].
+
+        It is the weight of its rollout or problem, 1 for what is validated on, and 0 for others that were not ranked.
+        """
         weights = ranking.weight_of()
         factors = torch.tensor([weights.get(name, 0.0) for name in self.problem_ids])
         if ranking.rollout_weights is not None:
@@ -99,6 +102,7 @@ class BatchRows:
             for group in self.part(trusted=False):
                 if group.problem_id in each:
                     factors[list(group.rows)] = torch.tensor(each[group.problem_id])
+        factors[self.trusted] = 1.0
         return factors
 
     def _measured(self, groups: Sequence[Group], products: Tensor, **named: Any) -> MeasuredProducts:

@@ -33,6 +33,7 @@ class GradAlignSettings(Uses):
         rollout_weights: multiply each rollout's advantages by a weight of its own, instead of its group's.
         refresh_every: batches between those that validation problems join.
         trusted_share: the most of a batch that they take, in (0, 1).
+        train_on_trusted: leave them in the loss, each group with weight 1; else nothing is trained on them.
         aggregation: of the validation gradients: `pooled` weighs their tokens alike, `mean` the problems.
         offload: keep the validation gradient, and the copy of the weights while products are taken, on the CPU.
         seed: of the order and of exploration.
@@ -56,6 +57,7 @@ class GradAlignSettings(Uses):
     rollout_weights: bool = False
     refresh_every: int = field(default=8, metadata=limits(low=1))
     trusted_share: float = field(default=0.25, metadata=limits(above=0, high=0.9))
+    train_on_trusted: bool = False
     aggregation: str = field(
         default="pooled", metadata=limits(choices=[name for name in AGGREGATIONS if name != "normalized"])
     )

@@ -207,11 +207,12 @@ class GradAlignMixin(PPOTrainer):  # type: ignore[misc]
         return one_a_row(found[PRODUCTS]).double(), _of_all_ranks(each if isinstance(each, list) else [each])
 
     def _write(self, batch: Any, rows: BatchRows, columns: Any, factors: Tensor | None) -> None:
-        """Weigh candidates' advantages, and take validation rows out of all terms of the loss, as verl does filling rows."""
+        """Weigh candidates' advantages; unless they are trained on, take validation rows out of all terms of the loss, as
+        verl does filling rows."""
         written: dict[str, Tensor] = {}
         if factors is not None:
             written["advantages"] = _times(columns["advantages"], factors)
-        if bool(rows.trusted.any()):
+        if bool(rows.trusted.any()) and not self._gradalign.train_on_trusted:
             kept = (~rows.trusted).long()
             written["advantages"] = _times(written.get("advantages", columns["advantages"]), kept)
             written |= {name: _times(columns[name], kept) for name in ("response_mask", "loss_mask")}
