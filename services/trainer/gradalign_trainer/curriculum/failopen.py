@@ -93,12 +93,8 @@ class FailOpen(ABC):
     ) -> RefreshReply | None:
         """The answer to a refresh; None where the scorer is away, or no problem has a signal: what it holds then stays."""
         if not measured.signal:
-            logger.warning(
-                "None of the %d validation problems has a signal at policy version %d: every rollout of each got the same "
-                "reward. Take more rollouts (validation_rollouts), or problems that the policy solves sometimes.",
-                len(measured.problem_ids),
-                policy_version,
-            )
+            if self._no_validation != NO_SIGNAL:
+                self._tell_no_signal(measured, policy_version)
             self._no_validation = NO_SIGNAL
             return None
         reply = self._attempt(
@@ -116,6 +112,17 @@ class FailOpen(ABC):
             self.validation, self.needs_validation = reply, False
             self._no_validation = UNFIT
         return reply
+
+    def _tell_no_signal(self, measured: Gradients, policy_version: int) -> None:
+        stays = "" if self.needs_validation else " The validation gradient before stays."
+        logger.warning(
+            "None of the %d validation problems has a signal at policy version %d: every rollout of each got the same "
+            "reward.%s Take more rollouts (validation_rollouts), or problems that the policy solves sometimes. This is said "
+            "again only after one had a signal.",
+            len(measured.problem_ids),
+            policy_version,
+            stays,
+        )
 
     def _ranking(self, measured: Gradients, policy_version: int, *, select: int | None = None) -> Ranking | None:
         """The scorer's ranking; None where it is away or holds another validation gradient than was measured against."""
