@@ -60,6 +60,19 @@ def test_a_run_is_scored_weighed_and_logged_and_validation_leaves_no_trace(play,
         assert client.run().kind == {"capture": "sketches", "forward": "products"}[alignment]
 
 
+@BOTH
+def test_trusted_problems_may_be_trained_on_too(play, scorer, run_id, alignment):
+    """The same rows in both datasets."""
+    trusted = rows(make_world("inverted", seed=3, pool=96, validation=8, heldout=24).validation, "validation")
+    trainer = play(pool=trusted, gradalign={"alignment": alignment})
+    trainer.train()
+    assert logged(trainer, "gradalign/fallbacks") == [0] * 4
+    problems = problems_of(scorer.url, run_id)
+    assert set(problems) == set(trusted["problem_id"])
+    assert sum(row.times_scored for row in problems.values()) == 4 * 4
+    assert max(logged(trainer, "reward")) > 1  # they were generated for, as candidates
+
+
 class Compared(GradAlignGRPOTrainer):
     """Holds the sketches of a batch to the gradient of TRL's own loss of it."""
 

@@ -1,6 +1,7 @@
 """The pages of the reproduction show what results.jsonl in their folders holds."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -11,7 +12,7 @@ from gradalign_trainer.reproduce.grid.results import read_results
 from gradalign_trainer.reproduce.grid.timing import read_timing
 from gradalign_trainer.reproduce.report.readings import Readings, paired
 from gradalign_trainer.reproduce.report.tables import difference_text, results_page
-from gradalign_trainer.world import at_updates
+from gradalign_trainer.world import Scale, at_updates
 from gradalign_trainer.worlds.builtin import ArithmeticWorld
 from gradalign_trainer.worlds.tasks.smollm2 import SmolLM2World
 
@@ -82,7 +83,7 @@ def test_what_is_told_of_smollm2_is_what_its_results_say(page, title):
         for method, figure in zip(methods, told, strict=True):
             assert_mean_of_three(figure, readings.of(regime, method, "updates"))
             compared += 1
-    assert compared == 5 * 4
+    assert compared == 5 * 5
 
 
 def test_what_is_told_of_smollm2_at_equal_rollouts_is_what_both_grids_say():
@@ -92,13 +93,40 @@ def test_what_is_told_of_smollm2_at_equal_rollouts_is_what_both_grids_say():
     rollouts = {result.curve["rollouts"][-1] for result in longer.results}
     rows = [row for row in shown("smollm2.md", "### At equal rollouts") if row[1].startswith(".")]
     assert [row[0] for row in rows] == readings.regimes()
-    for regime, weighted, trusted, difference in rows:
-        found = readings.of(regime, "forward-weights", "updates")
-        ends = {each.curve["rollouts"][-1] for each in readings.results if each.cell.method == "forward-weights"}
-        assert ends == rollouts
-        assert_mean_of_three(weighted, found)
-        assert_mean_of_three(trusted, alone)
-        assert difference == difference_text(paired(found, alone))
+    for regime, *told in rows:
+        for method, (mean, difference) in (("forward-weights", told[:2]), ("forward-weights+val", told[2:])):
+            found = readings.of(regime, method, "updates")
+            assert {each.curve["rollouts"][-1] for each in readings.results if each.cell.method == method} == rollouts
+            assert_mean_of_three(mean, found)
+            assert difference == difference_text(paired(found, alone))
+    assert_mean_of_three(".478", alone)
+
+
+def test_the_table_of_training_on_the_trusted_problems_too_is_that_of_its_results():
+    results = [each for each in read_results(DOCS / "reproduction") if each.cell.seed]
+    rows = shown("inbatch.md", "## Train on the trusted problems too")
+    regimes = [regime.replace(" ", "-") for regime in rows[0][1:]]
+    assert [row[0] for row in rows[1:]] == ["5,000", "10,000", "20,000", "40,000", "61,440"]
+    for rollouts, *told in rows[1:]:
+        scale = replace(Scale(), rollouts=int(rollouts.replace(",", "")))
+        readings = Readings(results, {}, ArithmeticWorld(scale=scale))
+        for regime, difference in zip(regimes, told, strict=True):
+            found = paired(*(readings.of(regime, method, "rollouts") for method in ("in-batch+val", "in-batch")))
+            assert found.seeds == 10
+            assert difference == difference_text(found)
+
+
+def test_what_is_told_of_smollm2_with_the_trusted_problems_in_the_update_is_what_its_results_say():
+    readings = Readings(read_results(DOCS / "smollm2"), {}, SmolLM2World())
+    rows = [row for row in shown("smollm2.md", "### With the trusted problems in the update") if row[1].startswith(".")]
+    assert [row[0] for row in rows] == ["inverted", "coin", "imbalance", "low-utility", "clean"]
+    for regime, *told in rows:
+        for budget, (plain, joined, difference) in (("rollouts", told[:3]), ("updates", told[3:])):
+            without = readings.of(regime, "forward-weights", budget)
+            found = readings.of(regime, "forward-weights+val", budget)
+            assert_mean_of_three(plain, without)
+            assert_mean_of_three(joined, found)
+            assert difference == difference_text(paired(found, without))
 
 
 @BOTH
