@@ -20,6 +20,12 @@ DOCS = Path(__file__).parents[3] / "docs"
 BOTH = pytest.mark.parametrize("name", ["reproduction", "reproduction-forward"])
 
 
+@pytest.fixture(scope="module")
+def smollm2():
+    """What the grid of the real model says."""
+    return Readings(read_results(DOCS / "smollm2"), {}, SmolLM2World())
+
+
 @pytest.mark.parametrize(
     ("name", "world"),
     [("reproduction", ArithmeticWorld()), ("reproduction-forward", ArithmeticWorld()), ("smollm2", SmolLM2World())],
@@ -72,8 +78,7 @@ def test_the_tables_of_others_baselines_are_those_of_their_results():
     ("page", "title"),
     [("../README.md", "## Does it help?"), ("reproduction.md", "### A real model"), ("smollm2.md", "## What came out")],
 )
-def test_what_is_told_of_smollm2_is_what_its_results_say(page, title):
-    readings = Readings(read_results(DOCS / "smollm2"), {}, SmolLM2World())
+def test_what_is_told_of_smollm2_is_what_its_results_say(page, title, smollm2):
     rows = shown(page, title)
     start = next(number for number, row in enumerate(rows) if row[1] == "random")
     methods = [name.strip("`") for name in rows[start][1:]]
@@ -81,22 +86,21 @@ def test_what_is_told_of_smollm2_is_what_its_results_say(page, title):
     for place, *told in rows[start + 1 :]:
         regime = place.partition("`")[0]
         for method, figure in zip(methods, told, strict=True):
-            assert_mean_of_three(figure, readings.of(regime, method, "updates"))
+            assert_mean_of_three(figure, smollm2.of(regime, method, "updates"))
             compared += 1
     assert compared == 5 * 5
 
 
-def test_what_is_told_of_smollm2_at_equal_rollouts_is_what_both_grids_say():
-    readings = Readings(read_results(DOCS / "smollm2"), {}, SmolLM2World())
+def test_what_is_told_of_smollm2_at_equal_rollouts_is_what_both_grids_say(smollm2):
     longer = Readings(read_results(DOCS / "smollm2-longer"), {}, at_updates(SmolLM2World(), 90))
     alone = longer.of("clean", "validation-only", "updates")
     rollouts = {result.curve["rollouts"][-1] for result in longer.results}
     rows = [row for row in shown("smollm2.md", "### At equal rollouts") if row[1].startswith(".")]
-    assert [row[0] for row in rows] == readings.regimes()
+    assert [row[0] for row in rows] == smollm2.regimes()
     for regime, *told in rows:
         for method, (mean, difference) in (("forward-weights", told[:2]), ("forward-weights+val", told[2:])):
-            found = readings.of(regime, method, "updates")
-            assert {each.curve["rollouts"][-1] for each in readings.results if each.cell.method == method} == rollouts
+            found = smollm2.of(regime, method, "updates")
+            assert {each.curve["rollouts"][-1] for each in smollm2.results if each.cell.method == method} == rollouts
             assert_mean_of_three(mean, found)
             assert difference == difference_text(paired(found, alone))
     assert_mean_of_three(".478", alone)
@@ -116,14 +120,13 @@ def test_the_table_of_training_on_the_trusted_problems_too_is_that_of_its_result
             assert difference == difference_text(found)
 
 
-def test_what_is_told_of_smollm2_with_the_trusted_problems_in_the_update_is_what_its_results_say():
-    readings = Readings(read_results(DOCS / "smollm2"), {}, SmolLM2World())
+def test_what_is_told_of_smollm2_with_the_trusted_problems_in_the_update_is_what_its_results_say(smollm2):
     rows = [row for row in shown("smollm2.md", "### With the trusted problems in the update") if row[1].startswith(".")]
     assert [row[0] for row in rows] == ["inverted", "coin", "imbalance", "low-utility", "clean"]
     for regime, *told in rows:
         for budget, (plain, joined, difference) in (("rollouts", told[:3]), ("updates", told[3:])):
-            without = readings.of(regime, "forward-weights", budget)
-            found = readings.of(regime, "forward-weights+val", budget)
+            without = smollm2.of(regime, "forward-weights", budget)
+            found = smollm2.of(regime, "forward-weights+val", budget)
             assert_mean_of_three(plain, without)
             assert_mean_of_three(joined, found)
             assert difference == difference_text(paired(found, without))

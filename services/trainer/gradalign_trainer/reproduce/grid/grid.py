@@ -78,7 +78,7 @@ def run_grid(settings: GridSettings, console: Console) -> None:
         if not waiting and not untimed:
             return
         counts = _SPAWN.RawArray(ctypes.c_int, [WAITING] * max(len(waiting), 1))
-        bar = GridProgress(_rounds(settings, waiting), settings.workers, console)
+        bar = GridProgress(waiting, settings.workers, console)
         with _pool(settings.workers, counts) as pool, _scorer(settings) as url, bar:
             bases = _bases(pool, settings, waiting)
             if untimed:
@@ -112,10 +112,6 @@ def _first_config(settings: GridSettings) -> TrainConfig:
     """Of the first cell, whose model and device are those of all."""
     first = Cell(0, settings.regimes[0], settings.methods[0])
     return settings.recipe.config(first, Path("base"), settings.output, None)
-
-
-def _rounds(settings: GridSettings, cells: Sequence[Cell]) -> Mapping[Cell, int]:
-    return {cell: settings.recipe.config(cell, Path("base"), settings.output, None).rounds for cell in cells}
 
 
 @contextmanager
@@ -175,7 +171,7 @@ def _played(
     pool: ProcessPoolExecutor,
     runs: Sequence[tuple[TrainConfig, Sequence[Cell]]],
     counts: RoundCounts,
-    look: Callable[[Mapping[Cell, int]], None],
+    look: Callable[[Mapping[Cell, tuple[int, int]]], None],
 ) -> Iterator[tuple[Cell, float, dict[str, list[float | None]]]]:
     """Cells as they finish, with the seconds of their rounds and their curves; `look` is shown the rounds of the others."""
     futures = {pool.submit(play, config, number): number for number, (config, _) in enumerate(runs)}
@@ -188,8 +184,13 @@ def _played(
             curve = curve_of(reports)
             for cell in same:
                 yield cell, reports[-1].figures["seconds"] / len(same), curve
-        going = [futures[future] for future in waiting]
-        look({runs[number][1][0]: counts[number] for number in going if counts[number] != WAITING})
+        going: dict[Cell, tuple[int, int]] = {}
+        for future in waiting:
+            config, same = runs[futures[future]]
+            count = counts[futures[future]]
+            if count != WAITING:
+                going[same[0]] = count, config.rounds
+        look(going)
 
 
 def _reports(future: Future[Sequence[RoundReport]], cell: Cell) -> Sequence[RoundReport]:

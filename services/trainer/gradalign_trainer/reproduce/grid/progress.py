@@ -25,7 +25,7 @@ class GridProgress:
     """A bar of cells, and one for each that runs; log lines where there is no terminal. A context manager.
 
     Args:
-        rounds: of each cell that is to be played.
+        cells: that are to be played.
         workers: cells at a time.
         console: where to draw.
         clock: seconds that only grow.
@@ -33,31 +33,31 @@ class GridProgress:
 
     def __init__(
         self,
-        rounds: Mapping[Cell, int],
+        cells: Sequence[Cell],
         workers: int,
         console: Console,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._rounds, self._left, self._workers = rounds, list(rounds), min(workers, len(rounds))
+        self._left, self._count, self._workers = list(cells), len(cells), min(workers, len(cells))
         self._took: dict[str, list[float]] = defaultdict(list)
-        self._done: Mapping[Cell, int] = {}
+        self._done: Mapping[Cell, tuple[int, int]] = {}
         self._began: dict[Cell, float] = {}
         self._clock = clock
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         shown = console.is_terminal
         self._bars = Progress(*columns, TextColumn("{task.fields[note]}"), console=console, disable=not shown)
-        self._bar = self._bars.add_task("cells", total=len(rounds), note="preparing base models and processes")
+        self._bar = self._bars.add_task("cells", total=len(cells), note="preparing base models and processes")
         self._running: dict[Cell, TaskID] = {}
         self._told = clock()
 
-    def running(self, done: Mapping[Cell, int]) -> None:
-        """Show how many rounds are done of each cell that runs."""
+    def running(self, done: Mapping[Cell, tuple[int, int]]) -> None:
+        """Show how many rounds are done of each cell that runs, and of how many."""
         self._done = done
-        for cell, count in done.items():
+        for cell, (count, rounds) in done.items():
             if cell not in self._began:
                 self._began[cell] = self._clock()
-                self._running[cell] = self._bars.add_task(f"  {cell}", total=self._rounds[cell], note="")
+                self._running[cell] = self._bars.add_task(f"  {cell}", total=rounds, note="")
             self._bars.update(self._running[cell], completed=count)
         self._show()
 
@@ -78,17 +78,17 @@ class GridProgress:
         due = self._clock() - self._told > LINE_EVERY
         if self._bars.disable and (due or (last and not self._left)):
             self._told = self._clock()
-            now = "; ".join(f"{cell}: {count} of {self._rounds[cell]} rounds" for cell, count in self._done.items())
-            done = len(self._rounds) - len(self._left)
-            logger.info("%d of %d cells done%s%s", done, len(self._rounds), left, f"; now {now}" if now else "")
+            now = "; ".join(f"{cell}: {count} of {rounds} rounds" for cell, (count, rounds) in self._done.items())
+            done = self._count - len(self._left)
+            logger.info("%d of %d cells done%s%s", done, self._count, left, f"; now {now}" if now else "")
 
     def _seconds_left(self) -> float | None:
         """Cells of a method take as long as its earlier ones, or as its first seems to; of a new one as long as all do."""
         took: dict[str, Sequence[float]] = {method: each for method, each in self._took.items() if each}
-        for cell, count in self._done.items():
+        for cell, (count, rounds) in self._done.items():
             if count and not self._took[cell.method]:
                 spent = self._clock() - self._began[cell]
-                took[cell.method] = [*took.get(cell.method, ()), spent * self._rounds[cell] / count]
+                took[cell.method] = [*took.get(cell.method, ()), spent * rounds / count]
         if not took:
             return None
         overall = fmean([seconds for each in took.values() for seconds in each])
@@ -97,7 +97,8 @@ class GridProgress:
         )
 
     def _share_left(self, cell: Cell) -> float:
-        return 1 - self._done.get(cell, 0) / self._rounds[cell]
+        count, rounds = self._done.get(cell, (0, 1))
+        return 1 - count / rounds
 
     def __enter__(self) -> Self:
         self._bars.start()
